@@ -1,0 +1,1 @@
+"""The shipped recipes (YAML); `synthgen configs` lists them."""

@@ -1,0 +1,163 @@
+"""Recipe and overrides -> a frozen `RunConfig`. The only file that imports Hydra, which composes and is out of the way.
+
+`_target_` and interpolations (`${...}`) are refused: a config names values, never code, and never the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from synthgen.config.schema import RunConfig
+from synthgen.errors import ConfigError, did_you_mean
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def recipes() -> dict[str, str]:
+    """Shipped recipes: name -> the head line of its file."""
+    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a recipe (a shipped name or a YAML file of yours), with `key=value` overrides.
+
+    Raises:
+        ConfigError: no such recipe; an unknown key (with its nearest neighbours); a value of the wrong type or range.
+    """
+    folder, name = _find(recipe)
+    for override in overrides:
+        _check_override(override)
+    return validate(_compose(folder, name, overrides), where=recipe)
+
+
+def validate(values: Mapping[str, Any], where: str) -> RunConfig:
+    """Checks plain values against the schema.
+
+    Raises:
+        ConfigError: every fault in one line each, with its key.
+    """
+    for key, value in _leaves(values):
+        if key.rsplit(".", 1)[-1] == "_target_" or (isinstance(value, str) and "${" in value):
+            raise ConfigError(
+                f"{where}: {key}={value!r}: a config holds plain values, no _target_ and no ${{...}}; write the value itself"
+            )
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
+    """Every key -> (type, default, meaning), nested keys with dots, in the schema's order."""
+    keys: dict[str, tuple[str, Any, str]] = {}
+    for name, info in model.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys |= known_keys(section, f"{prefix}{name}.")
+        else:
+            constraints = [str(m).split("(")[-1].rstrip(")") for m in info.metadata if "(" in str(m)]
+            kind = _type_name(info.annotation) + (f" [{', '.join(constraints)}]" if constraints else "")
+            keys[prefix + name] = (kind, info.get_default(call_default_factory=True), info.description or "")
+    return keys
+
+
+def _find(recipe: str) -> tuple[Path, str]:
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe).resolve()
+        if not path.is_file():
+            raise ConfigError(f"{recipe}: no such file")
+        return path.parent, path.stem
+    known = recipes()
+    if recipe not in known:
+        raise ConfigError(
+            f"{recipe!r}: no such recipe{did_you_mean(recipe, known)}; known: {', '.join(known)}; or give a YAML file"
+        )
+    return CONFIGS, recipe
+
+
+def _check_override(override: str) -> None:
+    """A misspelt key is named before Hydra sees it, with its nearest neighbours."""
+    match = re.match(r"[+~]*([^=]+)=", override)
+    if match is None or override.startswith(("+", "~")):
+        raise ConfigError(f"{override!r}: not of the form key=value")
+    key = match.group(1)
+    known = known_keys()
+    sections = {k.rsplit(".", n)[0] for k in known for n in (1, 2) if "." in k}
+    if key not in known and key not in sections and key != "size":
+        last = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = did_you_mean(key, known) or did_you_mean(key.rsplit(".", 1)[-1], last)
+        raise ConfigError(f"{key}: no such setting{near}; `synthgen configs --keys` lists them all")
+
+
+def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=_defaults())
+    search = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            composed = compose(name, overrides=[*overrides, *search])
+        values = OmegaConf.to_container(composed, resolve=False)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        cause = error.__cause__ or error
+        text = " ".join(str(cause).split())
+        unknown = re.search(r"Key '([^']+)' is not in struct", text)
+        if unknown:
+            key = re.search(r"full_key: (\S+)", text)
+            full = key.group(1) if key else unknown.group(1)
+            raise ConfigError(
+                f"{name}: {full}: no such setting{did_you_mean(full, known_keys())}; `synthgen configs --keys` lists them all"
+            ) from None
+        raise ConfigError(f"{name}: {text}") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _defaults() -> dict[str, Any]:
+    """All keys with their defaults, so that Hydra knows every key that may be set."""
+    values: dict[str, Any] = RunConfig.model_construct().model_dump(mode="json")
+    return values
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list | tuple):
+        for i, value in enumerate(values):
+            yield from _leaves(value, f"{prefix}[{i}]")
+    else:
+        yield prefix, values
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"] if part not in ("learned", "constrained-float", "float[constrained]"))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such setting{did_you_mean(key, known_keys())}; `synthgen configs --keys` lists them all"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower() + message[1:]}, found {error['input']!r}" if key else message
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    args = get_args(annotation)
+    text = str(annotation)
+    if "Literal" in text.split("[")[0]:
+        return "|".join(str(a) for a in args)
+    if text.startswith("typing.Annotated") or text.startswith("Annotated"):
+        return _type_name(args[0])
+    if text.startswith("tuple"):
+        return f"list of {_type_name(args[0])}"
+    return "|".join(_type_name(a) for a in args)

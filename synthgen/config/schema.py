@@ -1,0 +1,259 @@
+"""The settings of every job, frozen; an unknown key is an error. Their descriptions are the CLI's help and the docs.
+
+One section a job; `RunConfig` is all of them together, which is what a recipe in `configs/` fills.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+ModelName = Literal["vae", "gan", "diffusion"]
+
+
+class Section(BaseModel):
+    """Frozen settings that refuse unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the real images come from, and how they are brought to one shape."""
+
+    source: Literal["digits", "folder", "parquet", "npz"] = Field(
+        "digits", description="digits (scikit-learn), folder (class/name.png), parquet (Hugging Face image layout), npz"
+    )
+    path: str | None = Field(
+        None,
+        description="folder or file of the source; looked for in the working folder, then in $SYNTHGEN_DATA, then in ../shared/data",
+    )
+    name: str | None = Field(None, description="name of the data set; the source's own name if not given")
+    size_px: PositiveInt | None = Field(None, description="height and width; the images' own if they agree")
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; 3 if any image has colour, if not given")
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        "crop", description="how another aspect ratio becomes square: centre crop, pad with `background`, or stretch"
+    )
+    filter: Literal["lanczos", "bicubic", "box", "nearest"] = Field(
+        "lanczos", description="Pillow's resampling filter, antialiased"
+    )
+    background: Literal["white", "black", "grey"] = Field("white", description="colour under transparent pixels and padding")
+    image_column: str = Field("image", description="parquet: column of {bytes, path}, or of encoded bytes")
+    label_column: str = Field("label", description="parquet and npz: column or array of the labels")
+    group_column: str | None = Field(None, description="parquet and npz: column or array of groups that no split may cut")
+    group_pattern: str | None = Field(
+        None, description="folder: regular expression on the relative path; its first group names the group"
+    )
+    max_unreadable: Share = Field(0.01, description="share of unreadable files above which the run stops")
+    max_pixels: PositiveInt = Field(64_000_000, description="an image with more pixels is quarantined unread")
+
+
+class SplitConfig(Section):
+    """Who may see which image. A number is a count, a fraction below 1 a share of all; null is what is left over."""
+
+    seed: Count = Field(0, description="another seed, another split")
+    train: float | None = Field(None, ge=0, description="labelled images that generator, gate and classifier learn from")
+    val: float = Field(0.15, ge=0, description="labelled images that choose checkpoints, generators and arms")
+    reference: float = Field(0.2, ge=0, description="images that the gate compares with")
+    reference_labelled: bool = Field(True, description="whether the reference images' labels are known to anybody")
+    test: float = Field(
+        0.3, ge=0, description="locked: opened once, at the end of the gain study; a given test split is used whole"
+    )
+    keep_near_duplicates_together: bool = Field(True, description="never part near-duplicates across splits")
+
+
+class AuditConfig(Section):
+    """What is looked at before anything is trained."""
+
+    near_duplicate: float = Field(
+        0.12, ge=0, le=1, description="largest normalised distance of 16x16 thumbnails that counts as a near duplicate"
+    )
+    label_folds: int = Field(5, ge=2, description="folds of the cross-validated prediction that label issues come from")
+    min_per_class: PositiveInt = Field(2, description="fewest train images a class may have")
+
+
+class AugmentConfig(Section):
+    """What leaves an image's class unchanged; every classifier and the generators' augmentation draw from it."""
+
+    flip: bool = Field(False, description="mirror left-right")
+    shift_px: float = Field(1.0, ge=0, description="largest shift, in pixels")
+    rotate_deg: float = Field(8.0, ge=0, le=180, description="largest rotation")
+    scale: float = Field(0.08, ge=0, lt=1, description="largest relative change of size")
+    contrast: float = Field(0.1, ge=0, lt=1, description="largest relative change of contrast (classifiers only)")
+
+
+class GeneratorConfig(Section):
+    """What all generators have in common."""
+
+    width: PositiveInt = Field(32, description="channels at full resolution")
+    steps: PositiveInt = Field(400, description="training steps")
+    batch_size: PositiveInt = Field(64, description="training images a step")
+    lr: PositiveFloat = Field(2e-3, description="peak learning rate of Adam, warmed up and cosine-decayed")
+    ema: float = Field(0.995, ge=0, lt=1, description="decay of the weights' moving average that samples are drawn with")
+
+
+class VAEConfig(GeneratorConfig):
+    """Conditional VAE with a calibrated decoder (Rybkin 2021): the noise level, hence beta, is learned."""
+
+    kind: Literal["vae"] = "vae"
+    latent_dim: PositiveInt = Field(16, description="dimensions of the latent")
+    beta: Literal["learned"] | PositiveFloat = Field(
+        "learned", description="learned, or the weight of KL at unit decoder variance"
+    )
+    warmup: Share = Field(0.2, description="share of the steps over which KL is annealed in from 0")
+
+
+class GANConfig(GeneratorConfig):
+    """Hinge GAN: spectral norm, projection discriminator (Miyato 2018), DiffAugment (Zhao 2020), EMA of the generator."""
+
+    kind: Literal["gan"] = "gan"
+    lr: PositiveFloat = Field(4e-4, description="learning rate of the generator")
+    lr_discriminator: PositiveFloat = Field(8e-4, description="learning rate of the discriminator")
+    latent_dim: PositiveInt = Field(32, description="dimensions of the latent")
+    diffaugment: tuple[Literal["brightness", "translation", "cutout"], ...] = Field(
+        ("brightness", "translation", "cutout"), description="what DiffAugment does to real and fake alike"
+    )
+
+
+class DiffusionConfig(GeneratorConfig):
+    """EDM preconditioning (Karras 2022) on a diffusers UNet2DModel, class-conditional, with non-leaking augmentation."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    channel_mults: tuple[PositiveInt, ...] = Field((1, 2), description="channels of each resolution, in widths")
+    layers: PositiveInt = Field(1, description="residual blocks a resolution")
+    attention: bool = Field(False, description="self-attention at the lowest resolution")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the residual blocks")
+    p_mean: float = Field(-0.8, description="mean of ln sigma in training")
+    p_std: PositiveFloat = Field(1.2, description="standard deviation of ln sigma in training")
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the pixels in [-1, 1]")
+    sigma_min: PositiveFloat = Field(0.002, description="lowest noise level of sampling")
+    sigma_max: PositiveFloat = Field(80.0, description="highest noise level of sampling")
+    augment: Share = Field(0.3, description="probability of each augmentation; the network is told, so samples don't show it")
+    label_dropout: Share = Field(0.1, description="share of labels hidden in training, for guidance")
+    sampler: Literal["dpmpp_2m", "heun"] = Field("dpmpp_2m", description="DPM-Solver++(2M), or Heun (2 network calls a step)")
+    sampling_steps: int = Field(12, ge=2, le=1000, description="steps of the sampler")
+    guidance: float = Field(
+        1.0, ge=0, description="classifier-free guidance scale; 1 is none and needs one network call instead of two"
+    )
+
+
+class GeneratorsConfig(Section):
+    """The settings of each generator."""
+
+    vae: VAEConfig = Field(default_factory=VAEConfig, description="conditional VAE")
+    gan: GANConfig = Field(default_factory=GANConfig, description="hinge GAN")
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="EDM diffusion")
+
+
+class ClassifierConfig(Section):
+    """The small CNN that measures the gain, judges labels and gives the gate its features."""
+
+    width: PositiveInt = Field(24, description="channels of the first block")
+    steps: PositiveInt = Field(300, description="gradient steps; the same in every arm")
+    batch_size: PositiveInt = Field(64, description="images a step")
+    lr: PositiveFloat = Field(4e-3, description="peak learning rate of AdamW, one-cycle")
+    weight_decay: float = Field(0.02, ge=0, description="of AdamW")
+    dropout: float = Field(0.1, ge=0, lt=1, description="before the last layer")
+
+
+class FeaturesConfig(Section):
+    """The gate's extractor and label judge: networks trained on the real train fold alone."""
+
+    folds: int = Field(4, ge=2, description="networks of the cross-fitted label judge, each blind to one fold of train")
+    width: PositiveInt = Field(24, description="channels of the first block")
+    steps: PositiveInt = Field(200, description="gradient steps of each network")
+    dim: PositiveInt = Field(48, description="dimensions of the features")
+
+
+class GenerateConfig(Section):
+    """How many candidates are made, with which labels."""
+
+    num: PositiveInt = Field(1000, description="candidates a generator")
+    labels: Literal["match", "balanced"] = Field("match", description="class mix: as in train, or the same number of each")
+    seed: Count = Field(0, description="of sampling; sample i is fixed by (checkpoint, seed, i)")
+    chunk: PositiveInt = Field(16, description="micro-batch; part of the recipe, since it can change the last bit of a sample")
+    batch: PositiveInt = Field(64, description="images in flight: batch / chunk chunks at a time; never changes a byte")
+
+
+class GateConfig(Section):
+    """Per sample: keep, or drop with a reason. Per set: accept or reject, against what real scores on real."""
+
+    false_rejection: float = Field(
+        0.05, gt=0, lt=0.5, description="share of held-out real images that the per-sample checks may drop in all"
+    )
+    splits: int = Field(40, ge=20, description="random halves of the reference from which real-against-real is read")
+    neighbours: PositiveInt = Field(5, description="k of support, precision, recall, density and coverage")
+    search_px: int = Field(1, ge=0, le=4, description="copies are searched under shifts of up to this many pixels")
+    search_flip: bool = Field(True, description="... and mirrored")
+    copy_ratio: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="a sample nearer to train than this share of what held-out real images have is a copy, at most",
+    )
+    max_copy_share: Share = Field(0.1, description="share of copies among the candidates above which the set is rejected")
+    max_defect: float = Field(
+        0.3, gt=0, le=1, description="largest excess FID: that of a real set of which this share is blurred"
+    )
+    min_recall: Share = Field(0.8, description="lowest recall, as a share of real against real")
+    min_coverage: Share = Field(0.8, description="lowest coverage, as a share of real against real")
+    min_precision: Share = Field(0.8, description="lowest precision, as a share of real against real")
+    min_agreement: Share = Field(0.85, description="lowest label agreement, as a share of that of held-out real images")
+    min_keep: Share = Field(0.2, description="share of the candidates that must pass, else the set is rejected")
+    min_kept_per_class: PositiveInt = Field(5, description="fewest kept samples of a class, else the set is rejected")
+
+
+class ExportConfig(Section):
+    """What leaves the factory."""
+
+    formats: tuple[Literal["webdataset", "parquet"], ...] = Field(
+        ("webdataset", "parquet"), min_length=1, description="formats to write"
+    )
+    shard_size: PositiveInt = Field(10_000, description="most samples a shard")
+
+
+class GainConfig(Section):
+    """The study: arms x seeds on the same split, with the same number of gradient steps."""
+
+    seeds: int = Field(5, ge=2, description="classifier seeds; differences are paired by seed")
+    arms: tuple[str, ...] | None = Field(None, description="arms to run; all if not given")
+    committee: int = Field(3, ge=2, description="networks of a committee, on the real and the synthetic side alike")
+    synthetic_share: float = Field(0.5, gt=0, lt=1, description="share of each batch that is synthetic where an arm mixes")
+    mixup: PositiveFloat = Field(0.3, description="alpha of mixup's Beta distribution")
+    pseudo_confidence: Share = Field(0.8, description="lowest confidence of a pseudo-label")
+    select_seeds: PositiveInt = Field(2, description="classifiers a generator is chosen with, on val")
+    smallest_gain: float = Field(0.5, ge=0, description="gain in points of accuracy below which nobody would bother")
+
+
+class RunConfig(Section):
+    """All settings of a run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; its folder is outputs/<name>")
+    seed: Count = Field(0, description="of training; the split and sampling have their own")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one")
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="Lightning's precision of training")
+    workers: Count = Field(0, description="processes on the CPU, each with one thread; 0 is one a core. Never changes a byte")
+    tracking: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases")
+    project: str = Field("synthgen", description="Weights & Biases project")
+    models: tuple[ModelName, ...] = Field(("vae", "gan", "diffusion"), min_length=1, description="generators to train")
+    data: DataConfig = Field(default_factory=DataConfig)
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    generators: GeneratorsConfig = Field(default_factory=GeneratorsConfig)
+    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
+    generate: GenerateConfig = Field(default_factory=GenerateConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    gain: GainConfig = Field(default_factory=GainConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.data.source != "digits" and self.data.path is None:
+            raise ValueError(f"data.path is not given, and data.source={self.data.source!r} needs it: data.path=FOLDER")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models names a generator twice: {list(self.models)}")
+        return self

@@ -1,0 +1,328 @@
+"""Every byte that synthgen writes: atomic files, stage folders with their manifest, the lock of a run folder.
+
+A file is written to a temporary name beside its target, fsynced, renamed, and its folder fsynced. A stage folder holds
+its results, `timing.json`, and at last `stage.json` (fingerprint and sha256 of every file): present = whole. The same
+command again skips a stage whose fingerprint agrees, and refuses one whose fingerprint differs, with the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from synthgen.errors import DataError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs, but two processes in one run folder aren't kept apart
+    fcntl = None  # type: ignore[assignment]
+
+STAGE_MANIFEST = "stage.json"
+TIMING = "timing.json"
+RESUME = "resume"
+"""Files of an unfinished stage whose names begin so survive a restart of the stage and are removed at its end."""
+
+
+# Atomic files
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name whole, or not at all.
+
+    Raises:
+        StorageError: the folder can't be written or the disk is full; the old file, if any, is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: can't be written ({error.strerror or error}); free the disk or choose another --out"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Writes a file atomically and returns its sha256."""
+    with atomic(path) as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_text(path: Path, text: str) -> str:
+    """Writes UTF-8 text atomically and returns its sha256."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: Path, data: Any) -> str:
+    """Writes JSON atomically (indented, NaN refused) and returns its sha256."""
+    return write_text(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataError: the file is missing or isn't JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Hashes
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(data: Any) -> str:
+    """sha256 of the canonical JSON form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """synthgen's version and a digest of its sources: a stage made by other code isn't taken for this code's."""
+    from synthgen import __version__
+
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for folder in (root, (root / "models").resolve()):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:12]}"
+
+
+# Stages
+
+
+class Stage:
+    """One folder of a run while it is being made: see `stage`.
+
+    Attributes:
+        folder: where its files go.
+        done: whether the folder already holds the finished result of the same work.
+        info: what `stage.json` says of a finished stage.
+    """
+
+    def __init__(self, folder: Path, name: str, identity: dict[str, Any]) -> None:
+        self.folder, self.name, self.identity = folder, name, identity
+        self.done = False
+        self._started = time.perf_counter()
+
+    def path(self, name: str) -> Path:
+        """The path of a file of this stage."""
+        return self.folder / name
+
+    def write_json(self, name: str, data: Any) -> str:
+        """Writes a JSON file of this stage."""
+        return write_json(self.path(name), data)
+
+    def write_bytes(self, name: str, data: bytes) -> str:
+        """Writes a file of this stage."""
+        return write_bytes(self.path(name), data)
+
+    def commit(self) -> None:
+        """Records the sha256 of every file in `stage.json`, written last; removes what was kept for a resumption."""
+        for leftover in self.folder.rglob(f"{RESUME}*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        write_json(self.path(TIMING), {"seconds": round(time.perf_counter() - self._started, 3)})
+        files = {
+            path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name not in (STAGE_MANIFEST, TIMING)
+        }
+        write_json(self.path(STAGE_MANIFEST), {"schema": "synthgen.stage/1", "stage": self.name, **self.identity, "files": files})
+        self.done = True
+
+
+@contextmanager
+def stage(
+    folder: Path, name: str, config: Mapping[str, Any], inputs: Mapping[str, str], restart: bool = False
+) -> Iterator[Stage]:
+    """The stage `name` in `folder`: skip the body when `.done`, else write its files; it is committed at the end.
+
+    Args:
+        folder: the stage's own folder; an unfinished one is emptied but for its `resume*` files.
+        name: of the stage, for messages.
+        config: all settings that can change its bytes, as JSON types.
+        inputs: name -> digest of every input (`folder_digest`).
+        restart: make the stage again where config, inputs or code changed, instead of refusing.
+
+    Raises:
+        StorageError: the folder holds the result of other settings, inputs or code; or it is damaged.
+    """
+    identity = {"config": dict(config), "inputs": dict(inputs), "code": code_version()}
+    work = Stage(folder, name, identity)
+    manifest = folder / STAGE_MANIFEST
+    if manifest.exists():
+        found = read_json(manifest)
+        changes = _changes({key: found.get(key) for key in identity}, identity)
+        if not changes:
+            check_folder(folder, found)
+            work.done = True
+        elif not restart:
+            shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+            raise StorageError(
+                f"{folder}: the finished stage {name!r} was made differently: {shown}. "
+                "Give --out another folder, or --restart to make it again"
+            )
+    if work.done:
+        yield work
+        return
+    _refuse_foreign(folder)
+    keep_resume = not manifest.exists() and _same_attempt(folder, identity)
+    write_json(folder / f"{RESUME}.json", identity)
+    _clear(folder, keep_resume)
+    write_json(folder / f"{RESUME}.json", identity)
+    yield work
+    work.commit()
+
+
+def seconds(folder: Path) -> float:
+    """Wall seconds that a finished stage took when it was made."""
+    return float(read_json(folder / TIMING)["seconds"])
+
+
+def folder_digest(folder: Path) -> str:
+    """One sha256 for the contents of a finished stage folder.
+
+    Raises:
+        StorageError: the folder has no `stage.json`: unfinished, or not synthgen's.
+    """
+    return sha256_json(read_manifest(folder)["files"])
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`stage.json` of a finished stage folder.
+
+    Raises:
+        StorageError: there is none.
+    """
+    manifest = folder / STAGE_MANIFEST
+    if not manifest.is_file():
+        raise StorageError(
+            f"{folder}: no {STAGE_MANIFEST}, so it is unfinished or not a folder of synthgen; run the job that makes it again"
+        )
+    data: dict[str, Any] = read_json(manifest)
+    return data
+
+
+def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
+    """Checks every file of a finished stage against its sha256.
+
+    Raises:
+        StorageError: a file is missing or changed; its name is in the message.
+    """
+    for name, entry in (manifest or read_manifest(folder))["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise StorageError(f"{path}: listed in {STAGE_MANIFEST} but missing; delete {folder} and run the command again")
+        if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+            raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")
+
+
+def _same_attempt(folder: Path, identity: dict[str, Any]) -> bool:
+    note = folder / f"{RESUME}.json"
+    return note.exists() and read_json(note) == json.loads(json.dumps(identity))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A folder with somebody's files in it is never emptied."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: is a file, expected a folder; choose another --out")
+    names = {path.name for path in folder.iterdir()} - {".lock"}
+    if names and not names & {STAGE_MANIFEST, TIMING, f"{RESUME}.json"} and not all(n.endswith(".tmp") for n in names):
+        raise StorageError(f"{folder}: holds files that synthgen didn't write ({min(names)!r}); choose an empty --out")
+
+
+def _clear(folder: Path, keep_resume: bool) -> None:
+    """Empties a stage folder, its manifest first, so that a kill in between leaves it unfinished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STAGE_MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if keep_resume and path.name.startswith(RESUME):
+            continue
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _changes(old: Any, new: Any, where: str = "") -> list[str]:
+    """Human-readable differences of two JSON values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _changes(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    same = json.dumps(old) == json.dumps(new)
+    return [] if same else [f"{where} was {_short(old)}, is {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# The lock
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds a run folder for this process; released when the process ends, however it ends.
+
+    Raises:
+        StorageError: another process holds it, or the folder can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be used as an output folder ({error.strerror}); choose another --out") from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise StorageError(f"{folder}: in use by process {holder}; wait for it, or give --out another folder") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
