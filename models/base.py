@@ -1,0 +1,161 @@
+"""What every generator is: a LightningModule with a class-conditional `sample`.
+
+A generator knows images and labels as tensors, nothing of files, data sets by name, W&B or the gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from synthgen import randomness
+from synthgen.config.schema import AugmentConfig, GeneratorConfig
+from synthgen.errors import CheckpointError
+from synthgen.models.ema import EMA
+from synthgen.shapes import Float, Int64
+from synthgen.types import DatasetSpec
+
+CHECKPOINT_SCHEMA = "synthgen.generator/1"
+
+
+class Noise:
+    """Index-addressed normal noise for one chunk of samples: row r depends on (seed, name, indices[r]) alone."""
+
+    def __init__(self, seed: int, indices: np.ndarray, device: torch.device | str = "cpu") -> None:
+        self.seed, self.indices, self.device = seed, indices, device
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Float[Tensor, "b *shape"]:
+        """Standard normal noise of shape (b, *shape) for what `name` says; the same at every call."""
+        return torch.from_numpy(randomness.normal(self.seed, f"sample/{name}", self.indices, shape)).to(self.device)
+
+
+class Generator(pl.LightningModule):
+    """The contract: train with Lightning, sample by label and noise, come back from bytes.
+
+    A subclass sets `network` (all that sampling needs) and `ema` (its average), implements `sample` and
+    `training_step`, and draws every random number of a step from `self.draws(name)`.
+
+    Attributes:
+        config: its frozen settings.
+        spec: image shape and classes of the data set it was trained on.
+        step: training steps done; kept in Lightning's checkpoints, so that a resumed run draws the same numbers.
+    """
+
+    kind: ClassVar[str]
+    network: nn.Module
+    ema: EMA
+
+    def __init__(self, config: GeneratorConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int) -> None:
+        super().__init__()
+        self.config, self.spec, self.augment, self.seed, self.step = config, spec, augment, seed, 0
+
+    # Sampling
+
+    def sample(self, labels: Int64[Tensor, "b"], noise: Noise) -> Float[Tensor, "b c h w"]:
+        """One image for each label, in [-1, 1], with the averaged weights."""
+        raise TypeError(f"{type(self).__name__} has no sample()")
+
+    @property
+    def sampler(self) -> str:
+        """Name and settings of the sampler in one line, for provenance."""
+        return self.kind
+
+    # Training
+
+    def draws(self, name: str) -> np.random.Generator:
+        """Random numbers of this training step, fixed by (seed, generator, name, rank, step)."""
+        return randomness.stream(self.seed, f"{self.kind}/{name}/{self.global_rank}", self.step)
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers of this training step, on the module's device."""
+        return torch.from_numpy(self.draws(name).standard_normal(shape, dtype=np.float32)).to(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keys what torch draws inside layers (dropout) by the step: a resumed run then equals an uninterrupted one."""
+        torch.manual_seed(int(self.draws("layers").integers(2**62)))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The average follows; the step is counted."""
+        self.ema.update(self.network)
+        self.step += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["synthgen_step"] = self.step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = checkpoint["synthgen_step"]
+
+    def adam(self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99)) -> dict[str, Any]:
+        """Adam with a short linear warm-up and a cosine decay to a tenth, in Lightning's form."""
+        steps = self.config.steps
+        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def warm_cosine(steps: int, floor: float = 0.1) -> Callable[[int], float]:
+    """Factor on the learning rate: linear from 0 over the first 5% of the steps, then a cosine down to `floor`."""
+    warm = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warm) / max(1, steps - warm)))))
+
+    return factor
+
+
+def to_bytes(generator: Generator) -> bytes:
+    """A generator as safetensors: the averaged weights, with config and data set inside. Same generator, same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.ema.network.state_dict().items()}
+    about = {
+        "schema": CHECKPOINT_SCHEMA,
+        "kind": generator.kind,
+        "config": generator.config.model_dump(mode="json"),
+        "augment": generator.augment.model_dump(mode="json"),
+        "spec": generator.spec.to_json(),
+        "seed": generator.seed,
+        "steps": generator.step,
+    }
+    return save_tensors(tensors, metadata={"synthgen": json.dumps(about, sort_keys=True)})
+
+
+def read_header(data: bytes, where: str) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: not safetensors, or not written by synthgen.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        about: dict[str, Any] = json.loads(header["__metadata__"]["synthgen"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{where}: not a synthgen checkpoint (safetensors with a synthgen header); train one first") from error
+    if about.get("schema") != CHECKPOINT_SCHEMA:
+        raise CheckpointError(f"{where}: the schema is {about.get('schema')!r}, expected {CHECKPOINT_SCHEMA!r}; train it again")
+    return about
+
+
+def load_weights(generator: Generator, data: bytes, where: str) -> None:
+    """Fills a generator's averaged weights from checkpoint bytes.
+
+    Raises:
+        CheckpointError: names or shapes of the tensors differ from the network's, or a weight isn't finite.
+    """
+    try:
+        tensors = load_tensors(data)
+        generator.ema.network.load_state_dict(tensors)
+    except Exception as error:  # safetensors and torch raise bare exceptions of their own
+        raise CheckpointError(f"{where}: damaged, or of another network: {' '.join(str(error).split())[:200]}") from error
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(f"{where}: weights of {broken[0]!r} are not finite; train it again")

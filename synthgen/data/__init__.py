@@ -1,0 +1,1 @@
+"""Real images in: sources, audit, splits, transforms. Importing the package imports none of them."""

@@ -1,0 +1,1 @@
+"""Batch <-> files: raw Parquet between stages; WebDataset and Hugging Face Parquet for export; the manifest last."""

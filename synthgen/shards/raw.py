@@ -1,0 +1,169 @@
+"""Pixels between stages: one Parquet file with columns key, label and image (c * h * w bytes a row).
+
+Uncompressed and without dates, in row groups of a fixed size: the same images give the same bytes, however they were
+batched. The `DatasetSpec` travels in the file's metadata, so that a file of another data set is seen at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from synthgen import storage
+from synthgen.errors import DataError
+from synthgen.types import UNLABELLED, Batch, DatasetSpec
+
+METADATA_KEY = b"synthgen"
+ROW_GROUP_BYTES = 16 * 2**20
+"""Pixels in a row group, at most: what `iterate` holds in memory at once."""
+
+
+def write(path: Path, batches: Iterable[Batch], spec: DatasetSpec) -> None:
+    """Writes batches as one file, atomically; no batch at all gives a file of no rows.
+
+    Raises:
+        DataError: images of another shape or labels of another number of classes than `spec` says, or a key twice.
+    """
+    schema = _schema(spec)
+    group = _rows_per_group(spec)
+    seen: set[str] = set()
+    with (
+        storage.atomic(path) as file,
+        pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False) as writer,
+    ):
+        waiting: list[Batch] = []
+        for batch in batches:
+            _check(batch, spec, path)
+            new = set(batch.keys)
+            if len(new) < len(batch) or new & seen:
+                raise DataError(f"{path}: the key {_twice(batch.keys, seen)!r} would stand in it twice")
+            seen |= new
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= group:
+                whole = Batch.concatenate(waiting)
+                last = len(whole) - len(whole) % group
+                for start in range(0, last, group):
+                    writer.write_batch(_to_arrow(whole.take(np.arange(start, start + group)), schema))
+                waiting = [whole.take(np.arange(last, len(whole)))]
+        if sum(map(len, waiting)):
+            writer.write_batch(_to_arrow(Batch.concatenate(waiting), schema))
+
+
+def read(path: Path, spec: DatasetSpec | None = None) -> Batch:
+    """The whole file as one batch.
+
+    Args:
+        path: a file that `write` made.
+        spec: the data set that it has to belong to, if given.
+
+    Raises:
+        DataError: no such file, not one of ours, damaged, or of another data set.
+    """
+    found = read_spec(path)
+    batches = list(iterate(path, _rows_per_group(found), spec))
+    return Batch.concatenate(batches) if batches else _empty(found)
+
+
+def iterate(path: Path, batch: int, spec: DatasetSpec | None = None) -> Iterator[Batch]:
+    """The rows in batches of `batch`, the last one shorter; raises as `read`."""
+    found = read_spec(path)
+    if spec is not None:
+        _same_data(path, found, spec)
+    with pq.ParquetFile(path) as file:
+        try:
+            for rows in file.iter_batches(batch):
+                yield _from_arrow(rows, found, path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: damaged ({error}); run the job that made it again") from None
+
+
+def read_spec(path: Path) -> DatasetSpec:
+    """The data set that a file belongs to; raises as `read`."""
+    try:
+        schema = pq.read_schema(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as Parquet ({error})") from None
+    text = (schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise DataError(f"{path}: not a file that synthgen wrote between its stages; read it with data.source=parquet")
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise DataError(f"{path}: its metadata isn't JSON; run the job that made it again") from None
+    spec = DatasetSpec.from_json(data, str(path))
+    if not schema.equals(_schema(spec)):
+        raise DataError(f"{path}: columns {schema.names} don't fit images of shape {spec.image_shape}")
+    return spec
+
+
+def is_raw(path: Path) -> bool:
+    """Whether a Parquet file was written by `write`; False too for what isn't Parquet."""
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _schema(spec: DatasetSpec) -> pa.Schema:
+    fields = [("key", pa.string()), ("label", pa.int64()), ("image", pa.binary(int(np.prod(spec.image_shape))))]
+    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(spec.to_json(), ensure_ascii=False).encode()})
+
+
+def _rows_per_group(spec: DatasetSpec) -> int:
+    return max(1, min(65_536, ROW_GROUP_BYTES // int(np.prod(spec.image_shape))))
+
+
+def _to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:
+    pixels = pa.py_buffer(np.ascontiguousarray(batch.images))
+    image = pa.Array.from_buffers(schema.field("image").type, len(batch), [None, pixels])
+    return pa.record_batch([pa.array(batch.keys, pa.string()), pa.array(batch.labels, pa.int64()), image], schema=schema)
+
+
+def _from_arrow(rows: pa.RecordBatch, spec: DatasetSpec, path: Path) -> Batch:
+    image = rows.column("image")
+    if any(column.null_count for column in rows.columns):
+        raise DataError(f"{path}: damaged (a row without a value); run the job that made it again")
+    size = image.type.byte_width
+    pixels = np.frombuffer(image.buffers()[1], np.uint8, count=len(image) * size, offset=image.offset * size)
+    batch = Batch(
+        pixels.reshape(-1, *spec.image_shape).copy(),
+        rows.column("label").to_numpy().copy(),
+        tuple(rows.column("key").to_pylist()),
+    )
+    _check(batch, spec, path)
+    return batch
+
+
+def _empty(spec: DatasetSpec) -> Batch:
+    return Batch(np.zeros((0, *spec.image_shape), np.uint8), np.zeros(0, np.int64), ())
+
+
+def _check(batch: Batch, spec: DatasetSpec, path: Path) -> None:
+    if batch.images.shape[1:] != spec.image_shape:
+        raise DataError(f"{path}: images of shape {batch.images.shape[1:]}, the data set {spec.name!r} has {spec.image_shape}")
+    if len(batch) and not UNLABELLED <= batch.labels.min() <= batch.labels.max() < spec.num_classes:
+        outside = batch.labels[(batch.labels < UNLABELLED) | (batch.labels >= spec.num_classes)][0]
+        raise DataError(f"{path}: label {outside}, the data set {spec.name!r} has {spec.num_classes} classes")
+
+
+def _twice(keys: tuple[str, ...], seen: set[str]) -> str:
+    for i, key in enumerate(keys):
+        if key in seen or key in keys[:i]:
+            return key
+    raise AssertionError("no key stands twice")
+
+
+def _same_data(path: Path, found: DatasetSpec, expected: DatasetSpec) -> None:
+    for name in ("image_shape", "class_names", "fingerprint"):
+        if getattr(found, name) != getattr(expected, name):
+            raise DataError(
+                f"{path}: belongs to another data set: its {name} is {getattr(found, name)!r}, "
+                f"that of {expected.name!r} is {getattr(expected, name)!r}"
+            )

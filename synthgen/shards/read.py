@@ -1,0 +1,102 @@
+"""Candidates that stand on disk: an export of ours, a file between stages, or another tool's WebDataset archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from synthgen.errors import DataError
+from synthgen.shards import manifest, parquet, raw, webdataset
+from synthgen.shards.encode import info_from
+from synthgen.shards.webdataset import Member
+from synthgen.types import Batch, DatasetSpec, SampleInfo
+
+
+def load(path: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo] | None]:
+    """Images, class names, and what is known of each sample (None where another tool made them).
+
+    Args:
+        path: the folder of an export (WebDataset is preferred to Parquet), a `.tar` of any tool, or a `.parquet` that
+            synthgen wrote between its stages.
+
+    Raises:
+        DataError: a folder without a manifest, a file that differs from its sha256, a damaged or hostile archive.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _export(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.suffix == ".tar":
+        return _foreign(path)
+    if raw.is_raw(path):
+        return raw.read(path), raw.read_spec(path).class_names, None
+    raise DataError(f"{path}: neither the folder of an export, nor a .tar, nor a .parquet that synthgen wrote between its stages")
+
+
+def _export(folder: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo]]:
+    whole = manifest.verify(folder)
+    spec = whole.spec
+    formats = {shard.format for shard in whole.shards}
+    if not formats:
+        return Batch(np.zeros((0, *spec.image_shape), np.uint8), np.zeros(0, np.int64), ()), spec.class_names, []
+    known = {"webdataset": webdataset.read, "parquet": parquet.read}
+    name = next((name for name in known if name in formats), None)
+    if name is None:
+        raise DataError(f"{folder}: formats {sorted(formats)}, known are {list(known)}")
+    members = [
+        member for shard in whole.shards if shard.format == name for member in known[name](folder / shard.path)
+    ]  # in the order of the manifest
+    _fits(folder, members, spec)
+    infos = [info_from(member.about, f"{folder}: sample {member.key!r}") for member in members]
+    return _batch(folder, members, [int(member.label) for member in members]), spec.class_names, infos
+
+
+def _foreign(path: Path) -> tuple[Batch, tuple[str, ...], None]:
+    members = list(webdataset.read(path))
+    if not members:
+        raise DataError(f"{path}: no samples in it")
+    shapes = sorted({member.image.shape for member in members})
+    if len(shapes) > 1:
+        raise DataError(
+            f"{path}: images of {len(shapes)} shapes, {shapes[0]} and {shapes[1]} (c, h, w) among them; "
+            "unpack it and give it as an image folder, where images are brought to one shape"
+        )
+    names, labels = _classes(path, members)
+    return _batch(path, members, labels), names, None
+
+
+def _classes(path: Path, members: Iterable[Member]) -> tuple[tuple[str, ...], list[int]]:
+    """Class names and labels of an archive whose labels are numbers (named by "class_name", if it is given) or names."""
+    labels = [member.label for member in members]
+    if all(isinstance(label, int) for label in labels):
+        numbers = [int(label) for label in labels]
+        if min(numbers) < 0 or max(numbers) > 100_000:
+            raise DataError(f"{path}: labels from {min(numbers)} to {max(numbers)}, expected 0 and up")
+        names = {number: str(number) for number in range(max(numbers) + 1)}
+        names |= {
+            n: m.about["class_name"] for n, m in zip(numbers, members, strict=True) if isinstance(m.about.get("class_name"), str)
+        }
+        return tuple(names[number] for number in sorted(names)), numbers
+    if any(isinstance(label, int) for label in labels):
+        raise DataError(f"{path}: some labels are numbers and some are names")
+    ordered = sorted({str(label) for label in labels})
+    return tuple(ordered), [ordered.index(str(label)) for label in labels]
+
+
+def _fits(folder: Path, members: Iterable[Member], spec: DatasetSpec) -> None:
+    for member in members:
+        if member.image.shape != spec.image_shape:
+            raise DataError(f"{folder}: sample {member.key!r} has the shape {member.image.shape}, expected {spec.image_shape}")
+        if not isinstance(member.label, int) or not 0 <= member.label < spec.num_classes:
+            raise DataError(f"{folder}: sample {member.key!r} has the label {member.label!r} of {spec.num_classes} classes")
+
+
+def _batch(path: Path, members: list[Member], labels: list[int]) -> Batch:
+    keys = tuple(member.key for member in members)
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"{path}: the key {twice!r} stands in it twice; give each image a name of its own")
+    return Batch(np.stack([member.image for member in members]), np.array(labels, np.int64), keys)

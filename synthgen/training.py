@@ -1,0 +1,243 @@
+"""One Lightning Trainer set-up for any module of the factory: keyed batches, atomic checkpoints, exact resumption.
+
+Batch `step` is fixed by (seed, step) and so is every random number a module draws, so a run that was killed goes on
+from its last checkpoint as if nothing had happened, bit for bit on one platform.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from synthgen import randomness, storage
+from synthgen.data.transforms import to_float
+from synthgen.errors import ConfigError, DataError, TrainingError
+from synthgen.types import UNLABELLED, Batch, Progress
+
+# Lightning's notes on hardware and on loaders with few workers aren't for our users
+for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+EPOCH = 50
+"""Steps of one Lightning epoch: checkpoints are taken between epochs."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training leaves behind: (step, loss) pairs and wall seconds."""
+
+    losses: tuple[tuple[int, float], ...]
+    seconds: float
+
+
+class Keyed(Dataset):
+    """The batch of a step: images in [-1, 1] and labels, fixed by (seed, step).
+
+    Each source's rows are drawn without replacement from a permutation per pass. With several sources, a batch holds
+    the given number of rows of each (real and synthetic, say).
+    """
+
+    def __init__(self, sources: list[tuple[Batch, int]], seed: int, device: torch.device) -> None:
+        self.counts = [count for _, count in sources]
+        self.images = [to_float(batch.images).to(device) for batch, _ in sources]
+        self.labels = [torch.from_numpy(batch.labels).to(device) for batch, _ in sources]
+        self.seed = seed
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        rows = [torch.from_numpy(self._rows(source, step)) for source in range(len(self.counts))]
+        images = [images[r.to(images.device)] for images, r in zip(self.images, rows, strict=True)]
+        labels = [labels[r.to(labels.device)] for labels, r in zip(self.labels, rows, strict=True)]
+        return torch.cat(images), torch.cat(labels)
+
+    def _rows(self, source: int, step: int) -> np.ndarray:
+        size, count = len(self.labels[source]), self.counts[source]
+        places = np.arange(step * count, (step + 1) * count)
+        rows = np.empty(count, dtype=np.int64)
+        for lap in np.unique(places // size):
+            here = places // size == lap
+            rows[here] = self._order(source, int(lap))[places[here] % size]
+        return rows
+
+    def _order(self, source: int, lap: int) -> np.ndarray:
+        if (source, lap) not in self._orders:
+            for old in [key for key in self._orders if key[0] == source and key[1] < lap - 1]:
+                del self._orders[old]
+            draws = randomness.stream(self.seed, f"order/{source}", lap)
+            self._orders[source, lap] = draws.permutation(len(self.labels[source]))
+        return self._orders[source, lap]
+
+
+class Steps(Sampler[int]):
+    """Step numbers of one Lightning epoch; Lightning calls `set_epoch`, also after a resumption."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.epoch = steps, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.epoch * EPOCH, min(self.steps, (self.epoch + 1) * EPOCH)))
+
+    def __len__(self) -> int:
+        return min(EPOCH, max(0, self.steps - self.epoch * EPOCH))
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints through `storage`: whole or not at all, and read back without running code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        storage.write_bytes(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return loaded
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Watch(pl.Callback):
+    """Records the loss, tells the progress, stops on a loss that isn't finite, and saves for resumption."""
+
+    def __init__(self, task: str, steps: int, progress: Progress, folder: Path | None, save_every_s: float) -> None:
+        self.task, self.progress, self.folder, self.save_every_s = task, progress, folder, save_every_s
+        self.every = max(1, steps // 100)
+        self.losses: list[tuple[int, float]] = []
+        self.done, self.shown, self.saves, self.saved_at = 0, 0, 0, time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.done += 1
+        if self.done % self.every and not trainer.is_last_batch:
+            return
+        loss = float(outputs["loss"])
+        if not np.isfinite(loss):
+            raise TrainingError(f"{self.task}: the loss is {loss} at step {self.done}; lower its lr, or check the images")
+        self.losses.append((self.done, round(loss, 6)))
+        self.progress.advance(self.task, self.done - self.shown, f"loss {loss:.3f}")
+        self.shown = self.done
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.folder is None or time.monotonic() - self.saved_at < self.save_every_s:
+            return
+        if not all(torch.isfinite(p).all() for p in module.parameters()):
+            raise TrainingError(f"{self.task}: a weight is no longer finite at step {self.done}; lower its lr")
+        trainer.save_checkpoint(self.folder / f"{storage.RESUME}-{self.saves % 2}.ckpt")
+        self.saves, self.saved_at = self.saves + 1, time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": [list(pair) for pair in self.losses], "done": self.done, "saves": self.saves + 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self.done, self.saves = state["done"], state["saves"]
+
+
+def fit(
+    module: pl.LightningModule,
+    sources: list[tuple[Batch, int]],
+    *,
+    steps: int,
+    seed: int,
+    task: str,
+    progress: Progress,
+    device: str = "cpu",
+    precision: str = "32-true",
+    folder: Path | None = None,
+    save_every_s: float = 30.0,
+) -> Fit:
+    """Trains a module for `steps` steps on batches of labelled images.
+
+    Args:
+        module: trained in place, left on the CPU in eval mode.
+        sources: (images, rows of them in each batch); several where a batch mixes real and synthetic.
+        steps: training steps in all, those before a resumption included.
+        seed: of the order of the data.
+        task: what the progress calls it.
+        device: "cpu" or "cuda".
+        precision: Lightning's.
+        folder: where checkpoints for resumption go (`resume-*.ckpt`); None keeps none.
+        save_every_s: seconds between checkpoints.
+
+    Raises:
+        DataError: an empty source, or an image without a label.
+        TrainingError: the loss or a weight is no longer finite.
+    """
+    for batch, _ in sources:
+        if not len(batch):
+            raise DataError(f"{task}: no images to train on")
+        if (batch.labels == UNLABELLED).any():
+            raise DataError(f"{task}: {int((batch.labels == UNLABELLED).sum())} images have no label; leave them out")
+    started = time.perf_counter()
+    resume = _newest_checkpoint(folder)
+    watch = Watch(task, steps, progress, folder, save_every_s)
+    data = Keyed(sources, seed, torch.device(device))
+    sampler = Steps(steps)
+    loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=0)
+    progress.start(task, steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # advice about loader workers and logging intervals
+        warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning|lightning_fabric")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="pytorch_lightning|lightning_fabric")
+        trainer = pl.Trainer(
+            max_epochs=-(-steps // EPOCH),
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[watch],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            barebones=False,
+        )
+        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+    if not all(torch.isfinite(p).all() for p in module.parameters()):
+        raise TrainingError(f"{task}: a weight is no longer finite after {steps} steps; lower its lr")
+    module.cpu().eval()
+    return Fit(tuple(watch.losses), time.perf_counter() - started)
+
+
+def pick_device(asked: str) -> str:
+    """The device to use: what was asked for, never another in silence.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda was asked for, but torch finds no CUDA device; use device=cpu or install a CUDA build")
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return asked
+
+
+def _newest_checkpoint(folder: Path | None) -> str | None:
+    """The newest checkpoint that can be read; a kill during the last save leaves the one before."""
+    if folder is None or not folder.is_dir():
+        return None
+    for path in sorted(folder.glob(f"{storage.RESUME}-*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:
+            continue
+        return str(path)
+    return None
