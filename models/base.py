@@ -113,8 +113,13 @@ def warm_cosine(steps: int, floor: float = 0.1) -> Callable[[int], float]:
     return factor
 
 
-def to_bytes(generator: Generator) -> bytes:
-    """A generator as safetensors: the averaged weights, with config and data set inside. Same generator, same bytes."""
+def to_bytes(generator: Generator, trained_on: str = "") -> bytes:
+    """A generator as safetensors: the averaged weights, with config and data set inside. Same generator, same bytes.
+
+    Args:
+        generator: what to keep.
+        trained_on: digest of the split it was trained on, so that it isn't used with another split of the same images.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.ema.network.state_dict().items()}
     about = {
         "schema": CHECKPOINT_SCHEMA,
@@ -124,6 +129,7 @@ def to_bytes(generator: Generator) -> bytes:
         "spec": generator.spec.to_json(),
         "seed": generator.seed,
         "steps": generator.step,
+        "trained_on": trained_on,
     }
     return save_tensors(tensors, metadata={"synthgen": json.dumps(about, sort_keys=True)})
 

@@ -57,6 +57,17 @@ class ClassifierNetwork(nn.Module):
         return self.head(self.dropout(self.features(x)))
 
 
+class FeatureLayer(nn.Module):
+    """A classifier's network up to the layer before its logits, as the gate's extractor."""
+
+    def __init__(self, network: ClassifierNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        return self.network.features(x)
+
+
 class Classifier(pl.LightningModule):
     """Cross-entropy (soft labels if mixup is on), AdamW, one-cycle; random numbers keyed by (seed, step).
 

@@ -188,7 +188,7 @@ class GateConfig(Section):
     search_px: int = Field(1, ge=0, le=4, description="copies are searched under shifts of up to this many pixels")
     search_flip: bool = Field(True, description="... and mirrored")
     copy_ratio: float = Field(
-        0.5,
+        0.66,
         gt=0,
         lt=1,
         description="a sample nearer to train than this share of what held-out real images have is a copy, at most",

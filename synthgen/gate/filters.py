@@ -17,7 +17,7 @@ import torch
 from synthgen.config.schema import GateConfig
 from synthgen.errors import DataError
 from synthgen.metrics.lowlevel import lowlevel
-from synthgen.metrics.neighbours import duplicate_groups, expected_nearest, knn, nearest_shifted, shifted_distances
+from synthgen.metrics.neighbours import blur, duplicate_groups, expected_nearest, knn, nearest_shifted, shifted_distances
 from synthgen.randomness import stream
 from synthgen.shapes import Bool, Float, Int64, UInt8
 from synthgen.types import UNLABELLED, FeatureSet
@@ -38,11 +38,11 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
-    "support": Family("off support", "high", 0.2),
+    "support": Family("off support", "high", 0.15),
     "low_level": Family("low-level", "high", 0.2),
-    "label": Family("label", "high", 0.3),
+    "label": Family("label", "high", 0.4),  # the fewest real images calibrate it, so it needs the largest share
     "copy": Family("copy", "low", 0.15),
-    "duplicate": Family("duplicate", "low", 0.15),
+    "duplicate": Family("duplicate", "low", 0.1),
 }
 
 
@@ -78,7 +78,7 @@ class Evidence:
         return len(self.images)
 
     @property
-    def labels(self) -> Int64[np.ndarray, "n"]:
+    def labels(self) -> Int64[np.ndarray, " n"]:
         return self.features.labels
 
 
@@ -129,8 +129,13 @@ class Sifted:
 
     signals: Signals
     calibration: Calibration
-    kept: Bool[np.ndarray, "n"]
+    kept: Bool[np.ndarray, " n"]
     reasons: dict[str, tuple[str, ...]]
+
+
+def blurred(images: UInt8[np.ndarray, "n c h w"]) -> UInt8[np.ndarray, "n c h w"]:
+    """The defect that FID is calibrated with: the images under a 3x3 binomial filter, as uint8."""
+    return blur(images).mul_(255).round_().to(torch.uint8).numpy()
 
 
 def sift(candidates: Evidence, real: Real, config: GateConfig) -> Sifted:
@@ -187,16 +192,12 @@ def calibrate(real: Real, config: GateConfig, num_candidates: int) -> Calibratio
             thresholds[name], alphas[name] = conformal_threshold(null[name], alpha, family.bad)
     for name in ("copy", "duplicate"):
         thresholds[name] = min(thresholds[name], config.copy_ratio)
-    held_out = np.zeros(len(null["support"]), dtype=bool)
-    for name in ("support", "low_level", "copy"):
-        held_out |= is_bad(name, null[name], thresholds[name])
-    apart = [is_bad(name, null[name], thresholds[name]).mean() for name in ("label", "duplicate")]
-    return Calibration(null, thresholds, alphas, float(held_out.mean() + sum(apart)))
+    return Calibration(null, thresholds, alphas, _real_dropped(null, thresholds))
 
 
 def keep(
     candidates: Evidence, found: Signals, calibration: Calibration
-) -> tuple[Bool[np.ndarray, "n"], dict[str, tuple[str, ...]]]:
+) -> tuple[Bool[np.ndarray, " n"], dict[str, tuple[str, ...]]]:
     """Mask of the candidates that pass, and key -> reasons of those that don't.
 
     Of near-duplicates the one with the best support among those that pass all other checks is kept. A constant image
@@ -217,16 +218,14 @@ def keep(
     return kept, reasons
 
 
-def is_bad(family: str, values: Float[np.ndarray, "n"], threshold: float) -> Bool[np.ndarray, "n"]:
+def is_bad(family: str, values: Float[np.ndarray, " n"], threshold: float) -> Bool[np.ndarray, " n"]:
     """Which values a family drops at this threshold; a distance of 0 (an exact copy) is bad whatever it is."""
     if FAMILIES[family].bad == "high":
         return ~(values <= threshold)
     return ~(values >= threshold) | (values == 0)
 
 
-def conformal_threshold(
-    null: Float[np.ndarray, "n"], alpha: float, bad: Literal["high", "low"]
-) -> tuple[float, float]:
+def conformal_threshold(null: Float[np.ndarray, " n"], alpha: float, bad: Literal["high", "low"]) -> tuple[float, float]:
     """The value that a new draw from the null is beyond with probability at most alpha, and that probability.
 
     With too few values for alpha (n + 1 < 1 / alpha) it is the worst of them, beyond which is one in n + 1.
@@ -240,6 +239,16 @@ def conformal_threshold(
     ordered = np.sort(null)
     threshold = ordered[n - allowed] if bad == "high" else ordered[allowed - 1]
     return float(threshold), allowed / (n + 1)
+
+
+def _real_dropped(null: Signals, thresholds: dict[str, float]) -> float:
+    """Share of real images dropped: what lies at a threshold counts, as of a new image it would be as likely beyond."""
+    at_or_beyond = {
+        name: null[name] >= thresholds[name] if family.bad == "high" else null[name] <= thresholds[name]
+        for name, family in FAMILIES.items()
+    }
+    together = at_or_beyond["support"] | at_or_beyond["low_level"] | at_or_beyond["copy"]
+    return float(together.mean() + at_or_beyond["label"].mean() + at_or_beyond["duplicate"].mean())
 
 
 def _duplicate_threshold(null: np.ndarray, alpha: float, num_candidates: int) -> tuple[float, float]:
@@ -281,17 +290,19 @@ def _draw_size(real: Real) -> int:
     return max(1, min(len(real.train), len(real.reference) // 2))
 
 
-def _support(queries: Evidence, reference: Evidence, k: int, exclude_self: bool = False) -> Float[np.ndarray, "n"]:
+def _support(queries: Evidence, reference: Evidence, k: int, exclude_self: bool = False) -> Float[np.ndarray, " n"]:
     return knn(queries.features.features, reference.features.features, k, exclude_self)[0][:, -1].numpy()
 
 
-def _doubt(evidence: Evidence) -> Float[np.ndarray, "n"]:
+def _doubt(evidence: Evidence) -> Float[np.ndarray, " n"]:
     """1 - p(label); meaningless where the label is unknown."""
     assert evidence.probabilities is not None
     return 1 - evidence.probabilities[np.arange(len(evidence)), evidence.labels].astype(np.float64)
 
 
-def _mahalanobis(images: UInt8[np.ndarray, "n c h w"], reference: UInt8[np.ndarray, "m c h w"], exclude_self: bool = False) -> Float[np.ndarray, "n"]:
+def _mahalanobis(
+    images: UInt8[np.ndarray, "n c h w"], reference: UInt8[np.ndarray, "m c h w"], exclude_self: bool = False
+) -> Float[np.ndarray, " n"]:
     """Squared Mahalanobis distance of the low-level statistics from the reference's mean, in its covariance.
 
     With `exclude_self` the images are the reference, and each is left out of mean and covariance (in closed form:
@@ -309,14 +320,23 @@ def _mahalanobis(images: UInt8[np.ndarray, "n c h w"], reference: UInt8[np.ndarr
     return (n - 2) * leverage / np.clip(1 - leverage * n / (n - 1), 1e-6, None) * (n / (n - 1)) ** 2
 
 
-def _copy_ratio(images: UInt8[np.ndarray, "n c h w"], real: Real, size: int, config: GateConfig, exclude_self: bool = False) -> Float[np.ndarray, "n"]:
+def _copy_ratio(
+    images: UInt8[np.ndarray, "n c h w"], real: Real, size: int, config: GateConfig, exclude_self: bool = False
+) -> Float[np.ndarray, " n"]:
     """Distance to the nearest training image over that expected to the nearest of `size` reference images."""
     search = config.search_px, config.search_flip
     nearest, _ = nearest_shifted(images, real.train.images, *search)
     return _ratio(nearest.double().numpy(), _expected_nearest(images, real.reference.images, size, *search, exclude_self))
 
 
-def _expected_nearest(images: UInt8[np.ndarray, "n c h w"], base: UInt8[np.ndarray, "m c h w"], size: int, search_px: int = 0, flip: bool = False, exclude_self: bool = False) -> Float[np.ndarray, "n"]:
+def _expected_nearest(
+    images: UInt8[np.ndarray, "n c h w"],
+    base: UInt8[np.ndarray, "m c h w"],
+    size: int,
+    search_px: int = 0,
+    flip: bool = False,
+    exclude_self: bool = False,
+) -> Float[np.ndarray, " n"]:
     """Distance to the nearest of `size` images drawn from `base`, itself left out with `exclude_self`."""
     expected = []
     for rows, tile in shifted_distances(images, base, search_px, flip):
@@ -327,7 +347,7 @@ def _expected_nearest(images: UInt8[np.ndarray, "n c h w"], base: UInt8[np.ndarr
     return np.concatenate(expected)
 
 
-def _nearest_other(images: UInt8[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n"]:
+def _nearest_other(images: UInt8[np.ndarray, "n c h w"]) -> Float[np.ndarray, " n"]:
     """Distance to the nearest other image of the set, without shifts; infinite in a set of one."""
     nearest = []
     for rows, tile in shifted_distances(images, images, 0, False):
@@ -336,15 +356,17 @@ def _nearest_other(images: UInt8[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n
     return np.concatenate(nearest)
 
 
-def _null_duplicate(images: UInt8[np.ndarray, "n c h w"], size: int) -> Float[np.ndarray, "n"]:
+def _null_duplicate(images: UInt8[np.ndarray, "n c h w"], size: int) -> Float[np.ndarray, " n"]:
     """Duplicate signal of the images of either half of the set, with the other half as held-out images."""
     order = stream(0, "halves for duplicates").permutation(len(images))
     halves = images[order[: len(order) // 2]], images[order[len(order) // 2 :]]
     pairs = [(halves[0], halves[1]), (halves[1], halves[0])]
-    return np.concatenate([_ratio(_nearest_other(own), _expected_nearest(own, other, min(size, len(other)))) for own, other in pairs])
+    return np.concatenate(
+        [_ratio(_nearest_other(own), _expected_nearest(own, other, min(size, len(other)))) for own, other in pairs]
+    )
 
 
-def _ratio(nearest: Float[np.ndarray, "n"], expected: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def _ratio(nearest: Float[np.ndarray, " n"], expected: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """nearest / expected; 0 where nearest is 0, whatever is expected."""
     return np.where(nearest == 0, 0.0, nearest / np.maximum(expected, 1e-12))
 
@@ -365,14 +387,19 @@ def _check(candidates: Evidence, real: Real) -> None:
         if evidence.images.shape[1:] != candidates.images.shape[1:]:
             raise DataError(f"gate: {name} are {evidence.images.shape[1:]} images, candidates {candidates.images.shape[1:]}")
         if evidence.features.extractor != candidates.features.extractor:
-            raise DataError(f"gate: features of {name} are by {evidence.features.extractor!r}, of candidates by {candidates.features.extractor!r}")
+            raise DataError(
+                f"gate: features of {name} are by {evidence.features.extractor!r}, "
+                f"those of the candidates by {candidates.features.extractor!r}"
+            )
     if candidates.probabilities is None or real.train.probabilities is None or real.val.probabilities is None:
         raise DataError("gate: candidates, train and val need the judge's class probabilities")
     num_classes = candidates.probabilities.shape[1]
     for name in ("candidates", "train", "val"):
         labels = everything[name].labels
-        if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
-            raise DataError(f"gate: {name} have labels from {labels.min()} to {labels.max()}, the judge knows 0 to {num_classes - 1}")
+        if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+            raise DataError(
+                f"gate: {name} have labels from {labels.min()} to {labels.max()}, the judge knows 0 to {num_classes - 1}"
+            )
     if len(set(candidates.features.keys)) < len(candidates):
         raise DataError("gate: two candidates have the same key")
     if len(real.blurred) != len(real.reference):

@@ -98,7 +98,9 @@ def as_pair(real: Float[Array, "n d"], synthetic: Float[Array, "m d"], metric: s
     """
     x, y = as_features(real, f"{metric}: real features", need), as_features(synthetic, f"{metric}: synthetic features", need)
     if x.shape[1] != y.shape[1]:
-        raise DataError(f"{metric}: real features have {x.shape[1]} dimensions, synthetic ones {y.shape[1]}: one extractor for both")
+        raise DataError(
+            f"{metric}: real features have {x.shape[1]} dimensions, synthetic ones {y.shape[1]}: one extractor for both"
+        )
     return x, y.to(x.device)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,7 +75,7 @@ def shifted_distances(queries: Images, base: Images, search_px: int, flip: bool)
     """Tiles of distances between blurred images, the least over shifts and the mirror image of the query.
 
     The distance is the root mean square over the pixels where both overlap, in units of the full range [0, 1]. Images
-    of 32 px and more are averaged down to 16-31 px after the shift, which keeps 10,000 against 10,000 colour images within a minute.
+    of 32 px and more are averaged down to 16-31 px after the shift, which keeps 10,000 against 10,000 in colour affordable.
 
     Args:
         queries: images asked about, "n c h w".
@@ -106,7 +105,7 @@ def shifted_distances(queries: Images, base: Images, search_px: int, flip: bool)
 
 def nearest_shifted(
     queries: Images, train: Images, search_px: int, flip: bool
-) -> tuple[Float[Tensor, "n"], Int64[Tensor, "n"]]:
+) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"]]:
     """Distance to and row of the training image that each query may be a copy of, under `shifted_distances`.
 
     A copy that was shifted, mirrored or given some noise is still near: blur takes the noise, the search the rest
@@ -116,7 +115,7 @@ def nearest_shifted(
     return torch.cat([near.values for near in nearest]), torch.cat([near.indices for near in nearest])
 
 
-def expected_nearest(distances: Float[Tensor, "b m"], size: int) -> Float[Tensor, "b"]:
+def expected_nearest(distances: Float[Tensor, "b m"], size: int) -> Float[Tensor, " b"]:
     """Expected distance to the nearest of `size` images drawn at random, without replacement, from the m given ones.
 
     Exact: the i-th nearest of m is the nearest of the draw with probability C(m - i, size - 1) / C(m, size).
@@ -132,9 +131,7 @@ def expected_nearest(distances: Float[Tensor, "b m"], size: int) -> Float[Tensor
     return nearest.double() @ weights.to(distances.device)
 
 
-def duplicate_groups(
-    images: Images, reach: Float[Array, "n"], order: Int64[Array, "n"] | None = None
-) -> Int64[Tensor, "n"]:
+def duplicate_groups(images: Images, reach: Float[Array, " n"], order: Int64[Array, " n"] | None = None) -> Int64[Tensor, " n"]:
     """For each image the row of the image that stands for it: its own row, unless an earlier one is a near-duplicate.
 
     Images are taken in `order`; one that is nearer than its `reach` to an image already standing joins the nearest of

@@ -49,5 +49,5 @@ def prdc(real: Float[Array, "n d"], synthetic: Float[Array, "m d"], k: int = 5) 
     return PRDC(precision, recalled / len(x), balls.sum().item() / (k * len(y)), covered / len(x))
 
 
-def _inside(distance: Float[Tensor, "b m"], radius: Float[Tensor, "..."]) -> Bool[Tensor, "b m"]:
+def _inside(distance: Float[Tensor, "b m"], radius: Float[Tensor, " ..."]) -> Bool[Tensor, "b m"]:
     return (distance < radius) | ((distance == 0) & (radius == 0))

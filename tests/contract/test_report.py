@@ -1,0 +1,290 @@
+"""The report: one page from disk alone, in which no name of a class or file is ever markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from synthgen import storage
+from synthgen.errors import DataError
+from synthgen.report import page
+from synthgen.report.sprites import COLUMNS, sprite
+from synthgen.report.wording import duration, interval, num, pct, signed
+from synthgen.shards import manifest, raw, webdataset
+from synthgen.types import (
+    Batch,
+    DatasetSpec,
+    GainReport,
+    GainRow,
+    GateReport,
+    Interval,
+    Metric,
+    Provenance,
+    SampleInfo,
+    ShardManifest,
+)
+
+ALERT = "<script>alert(1)</script>"
+SECTIONS = ["verdict", "gain", "samples", "nearest", "dropped", "gate", "training", "audit", "cost", "again"]
+REASONS = {"off support": "support", "label": "label", "copy": "copy"}
+
+
+def fake_run(
+    run: Path, spec: DatasetSpec, images: np.ndarray, labels: np.ndarray, models: tuple[str, ...] = ("vae", "diffusion")
+) -> Path:
+    """A run folder with every part, written by the real writers; candidates are the real images with noise."""
+    keys = tuple(f"real-{i:06d}" for i in range(len(images)))
+    train = Batch(images, labels, keys)
+    rng = np.random.default_rng(0)
+    storage.write_text(run / "config.yaml", f"name: {run.name}\ndata: {{source: folder, path: '{ALERT}'}}\n")
+    storage.write_json(run / "split" / "dataset.json", spec.to_json())
+    raw.write(run / "split" / "train.parquet", [train], spec)
+    storage.write_text(run / "split" / "test.parquet", "locked: opening this is an error")
+    storage.write_json(
+        run / "audit" / "report.json",
+        {"schema": "synthgen.audit/1", "images": len(images), "classes": dict.fromkeys(spec.class_names, 3),
+         "broken": [{"file": f"{ALERT}.png", "why": "not an image"}], "conversions": {}, "near_duplicates": []},
+    )  # fmt: skip
+    gates = {}
+    for model in models:
+        fakes = np.clip(images.astype(int) + rng.normal(0, 30, images.shape), 0, 255).astype(np.uint8)
+        candidates = Batch(fakes, labels, tuple(f"3fa9c1d2-{i:08d}" for i in range(len(fakes))))
+        raw.write(run / "candidates" / model / "candidates.parquet", [candidates], spec)
+        losses = [[step, float(np.exp(-step / 100) + 0.2 + 0.03 * rng.random())] for step in range(1, 400, 4)]
+        storage.write_json(run / "train" / model / "train.json", {"losses": losses, "seconds": 12.3})
+        storage.write_json(run / "train" / model / "timing.json", {"seconds": 12.3})
+        signals = {name: rng.random(len(fakes)) for name in REASONS.values()}
+        dropped = {
+            key: tuple(why for why, signal in REASONS.items() if signals[signal][i] > 0.85)
+            for i, key in enumerate(candidates.keys)
+            if any(signals[signal][i] > 0.85 for signal in REASONS.values())
+        }
+        kept = tuple(key for key in candidates.keys if key not in dropped)
+        metrics = (
+            Metric("fid", 12.4, 9.1, 3.3, 2.1, 4.6, 4.2, 150, 5.0, "accept", "at most the excess of a set with 30% blurred"),
+            Metric("recall", 0.31, 0.95, -0.64, -0.7, -0.58, -61.0, 150, -0.19, "reject", "at least 0.8 of real against real"),
+            Metric("kid", None, None, None, None, None, None, 150, None, "insufficient evidence", f"refused {ALERT}"),
+        )
+        report = GateReport(
+            "reject" if model == "vae" else "accept", ("recall is 0.31, real against real has 0.95",), metrics,
+            dict.fromkeys(REASONS.values(), 0.85), 0.041, len(fakes), kept, dropped, "cnn-1234/8x8",
+        )  # fmt: skip
+        storage.write_json(run / "gate" / model / "gate.json", report.to_json())
+        near = rng.integers(0, len(images), len(fakes))
+        table = {"key": list(candidates.keys), "label": labels.tolist(), **{k: v.tolist() for k, v in signals.items()}}
+        table |= {"nearest": [keys[i] for i in near], "nearest_distance": rng.random(len(fakes)).tolist()}
+        pq.write_table(pa.table(table), run / "gate" / model / "scores.parquet")
+        counts = {"verdict": report.verdict, "reasons": list(report.reasons), "kept": len(kept)}
+        gates[model] = counts | {"candidates": len(fakes), "dropped": report.reason_counts()}
+    infos = [SampleInfo(models[-1], "c" * 64, 0, i, {}) for i in range(len(kept))]
+    shards = webdataset.write(run / "shards", [(candidates.take(np.arange(len(kept))), infos)], spec, 1000)
+    made_by = Provenance("a" * 64, "b" * 64, {}, "0.1.0+abc", 0, "dpmpp_2m, 12 steps", 16, "cpu", {"torch": "2.13"})
+    manifest.write(run / "shards", ShardManifest(spec, tuple(shards), len(kept), {}, "accept", made_by))
+    intervals = (
+        Interval("real_aug_synthetic", "real_aug_mixup", 0.35, -0.41, 1.11, 5, 41),
+        Interval("real_aug", "real_aug_mixup", -0.2, -0.6, 0.2, 5, None),
+        Interval("real", "real_aug_mixup", -4.2, -5.1, -3.3, 5, None),
+        Interval("synthetic", "real_aug_mixup", -2.6, -4.1, -1.1, 5, None),
+        Interval("real_aug_synthetic", "real_aug_synthetic_ungated", 0.8, 0.1, 1.5, 5, None),
+    )
+    rows = (GainRow("real", 0, 50, 0, 300, 1, 0.8, 0.5, 0.81, 0.6, 2.5),)
+    gain = GainReport("insufficient evidence", ("too wide",), "real_aug_mixup", rows, intervals, {"pseudo_labels": ALERT},
+                      (("real_aug_synthetic", "real_aug_mixup"),))  # fmt: skip
+    storage.write_json(run / "gain" / "gain.json", gain.to_json())
+    arms = {
+        i.arm: {"test_accuracy": 0.9 + i.difference / 100, "low": 0.88, "high": 0.92, "seeds": 5, "num_real": 50,
+                "num_synthetic": 400, "seconds": 14.2, "difference": i.difference,
+                "difference_low": i.low, "difference_high": i.high}
+        for i in intervals[:4]
+    }  # fmt: skip
+    verdict = {
+        "schema": "synthgen.verdict/1", "verdict": "insufficient evidence", "best_generator": models[-1],
+        "reasons": ["Gated synthetic images gain +0.35 points (-0.41 to +1.11) over mixup; 0 lies inside.", ALERT],
+        "arms": arms, "gate": gates, "seconds": {"audit": 0.8, "train/vae": 9.1, "train/diffusion": 41.0, "gain": 80.2},
+        "shards": "shards", "report": "report.html",
+    }  # fmt: skip
+    storage.write_json(run / "verdict.json", verdict)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    rng = np.random.default_rng(1)
+    spec = DatasetSpec("toy", (3, 8, 8), ("cat", ALERT, "\"'&</style>{{ 7*7 }}"), False, "f" * 64)
+    return fake_run(tmp_path / "run 1", spec, rng.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8), rng.integers(0, 3, 60))
+
+
+class Page(HTMLParser):
+    """Elements, their attributes, and the text of scripts and sections."""
+
+    VOID = ("meta", "link", "br", "img", "input")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.text, self.open = "", []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = attributes, text + data
+        elif not self.open or self.open[-1] != "style":
+            self.text += data
+
+
+def test_every_section_is_there(run):
+    parsed = Page(page.build(run))
+    assert parsed.open == []
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(SECTIONS) <= set(ids)
+    assert "missing" not in ids
+    links = [attributes["href"] for tag, attributes in parsed.elements if tag == "a"]
+    assert {link.lstrip("#") for link in links} <= set(ids)
+    for said in (
+        "There isn\u2019t enough evidence.", "+0.35 points", "recall is 0.31", "\u221261.0", "4.1% of held-out real",
+        "off support", "synthgen run 'run 1/config.yaml'", "real aug mixup", "dpmpp_2m, 12",
+        "1 min 20 s", "refused", "not an image",
+    ):  # fmt: skip
+        assert said in parsed.text, said
+    tables = sum(tag == "table" for tag, _ in parsed.elements)
+    assert tables == sum(tag == "caption" for tag, _ in parsed.elements) >= 7
+    assert all(attributes.get("aria-label") for _, attributes in parsed.elements if attributes.get("role") == "img")
+
+
+def test_hostile_names_stay_inert(run):
+    html = page.build(run)
+    parsed = Page(html)
+    assert ALERT in parsed.text  # as text
+    programs = [text for attributes, text in parsed.scripts if attributes.get("type") != "application/json"]
+    assert len(programs) == 2
+    assert programs[0].lstrip().startswith("/**\n* plotly.js")
+    assert "alert(1)" not in programs[1]
+    for attributes, text in parsed.scripts:
+        if attributes.get("type") == "application/json":
+            json.loads(text)
+            assert "<" not in text
+    assert "{{ 7*7 }}" in parsed.text  # a name isn't a template
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+
+
+def test_a_figure_shows_markup_as_text(run):
+    report = storage.read_json(run / "gain" / "gain.json")
+    report["intervals"][0]["arm"] = '<a href="https://evil.example">real</a>'
+    storage.write_json(run / "gain" / "gain.json", report)
+    figures = [json.loads(text) for attributes, text in Page(page.build(run)).scripts if attributes.get("type")]
+    names = [name for figure in figures for trace in figure["data"] if trace.get("error_x") for name in trace["y"]]
+    assert any("&lt;a href" in name for name in names)
+    assert not any("<" in name for name in names)
+
+
+def test_nothing_is_loaded_from_anywhere(run):
+    html = page.build(run)
+    parsed = Page(html)
+    policy = next(
+        a["content"] for tag, a in parsed.elements if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+    assert "script-src 'sha256-" in policy  # only the two scripts of ours run
+    for tag, attributes in parsed.elements:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+    styles = "".join(re.findall(r"<style>(.*?)</style>", html, re.S))
+    assert set(re.findall(r"url\((.{5})", styles)) == {"data:"}
+    assert "@import" not in styles
+    assert len(html) < 10_000_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "split/dataset.json", "split/train.parquet", "audit/report.json", "train/vae/train.json", "gate/vae/gate.json",
+        "gate/vae/scores.parquet", "candidates/vae/candidates.parquet", "gain/gain.json", "shards/MANIFEST.json",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_part_that_is_missing_is_said(run, part, how):
+    path = run / part
+    path.unlink() if how == "missing" else path.write_bytes(b"[1]")
+    parsed = Page(page.build(run))
+    text = parsed.text[parsed.text.index("What this page couldn") :]
+    assert part.removesuffix("MANIFEST.json").rstrip("/") in text
+    assert str(run) not in parsed.text  # a page that is sent around tells nobody where it was made
+
+
+def test_a_bare_verdict_is_a_page(run, tmp_path):
+    bare = tmp_path / "bare"
+    storage.write_text(bare / "config.yaml", "name: bare\n")
+    storage.write_json(bare / "verdict.json", {"schema": "synthgen.verdict/1", "verdict": "reject", "reasons": []})
+    text = Page(page.build(bare)).text
+    assert "Don\u2019t use these samples." in text
+    assert "No gain study stands in this run." in text
+    for name in ("verdict.json", "config.yaml"):
+        (run / name).unlink()
+        with pytest.raises(DataError, match="no such file"):
+            page.build(run)
+
+
+def test_many_classes_are_counted_not_shown(tmp_path):
+    spec = DatasetSpec("many", (1, 40, 120), tuple(f"class {i}" for i in range(50)), False, "f")
+    images = np.zeros((100, 1, 40, 120), np.uint8)
+    text = Page(page.build(fake_run(tmp_path / "many", spec, images, np.arange(100) % 50, ("gan",)))).text
+    assert "20 of 50 classes are shown" in text
+
+
+def test_a_sprite_shows_each_image_in_its_window():
+    images = [np.full((1, 8, 4), value, np.uint8) for value in range(COLUMNS + 2)]
+    made = sprite(images)
+    assert (made.width, made.height, made.pixelated) == (24, 48, True)
+    assert made.position(0) == "-6px -6px"
+    assert made.position(COLUMNS + 1) == "-42px -66px"
+    large = sprite([np.zeros((3, 256, 512), np.uint8)])
+    assert not large.pixelated
+    assert large.width == 64
+
+
+def test_figures_are_written_for_people():
+    assert [num(1234567), num(-0.00123456), num(None), num(float("inf")), num(0.0)] == [
+        "1,234,567",
+        "\u22120.001235",
+        "—",
+        "∞",
+        "0",
+    ]
+    assert [signed(-0.411), signed(1.0), signed(None)] == ["\u22120.41", "+1.00", "—"]
+    assert [interval((-1, 2.5)), interval((None, 1.0))] == ["\u22121.00 to +2.50", "—"]
+    assert [pct(0.0412), pct(None)] == ["4.1%", "—"]
+    assert [duration(s) for s in (0.42, 12, 185, 7800)] == ["0.42 s", "12 s", "3 min 05 s", "2 h 10 min"]
+
+
+def test_the_verdict_of_another_version_is_refused(run):
+    storage.write_json(run / "verdict.json", {"schema": "synthgen.verdict/9"})
+    with pytest.raises(DataError, match="schema"):
+        page.build(run)
+
+
+def test_arms_of_the_verdict_stand_in_for_a_missing_study(run):
+    (run / "gain" / "gain.json").unlink()
+    figures = [json.loads(text) for attributes, text in Page(page.build(run)).scripts if attributes.get("type")]
+    assert any(trace.get("error_x") for figure in figures for trace in figure["data"])
