@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import nn
 
-from synthgen import models, randomness, sampling, storage, tracking, training
+from synthgen import models, randomness, sampling, storage, training
 from synthgen.config.schema import ClassifierConfig, FeaturesConfig, RunConfig
 from synthgen.data import audit as auditing
 from synthgen.data import sources, splits
@@ -803,6 +803,8 @@ def _track(order: Order, out: Path, about: dict[str, Any]) -> None:
     config = order.config
     if config.tracking == "off":
         return
+    from synthgen import tracking
+
     settings = config.model_dump(mode="json", exclude={"data": {"path"}})
     with tracking.open_run(config.tracking, config.project, config.name, out / "wandb", settings) as run_log:
         for name in about["gate"]:

@@ -389,8 +389,9 @@ class Progress(Protocol):
         """The task is over; `line` says in one line what came out of it."""
 
 
+@dataclass(frozen=True)
 class Silent:
-    """A `Progress` that nobody watches."""
+    """A `Progress` that nobody watches; all of them are equal."""
 
     def start(self, task: str, total: int) -> None:
         """Ignored."""

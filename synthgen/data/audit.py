@@ -139,7 +139,6 @@ def audit(
     split: dict[str, np.ndarray],
     config: AuditConfig,
     split_config: SplitConfig,
-    seed: int,
     near: Int64[np.ndarray, " n"] | None = None,
 ) -> AuditReport:
     """Looks at the images as they were read and split.
@@ -151,8 +150,7 @@ def audit(
         real: what `sources.load` gave.
         split: what `splits.split` gave.
         config: thresholds.
-        split_config: what the split was made with.
-        seed: of the label judge's folds.
+        split_config: what the split was made with; its seed also makes the label judge's folds.
         near: what `near_duplicates` gave, to save computing it again.
 
     Raises:
@@ -188,10 +186,22 @@ def audit(
         near_duplicates=_duplicates(near_groups, real.batch.keys, role_of, labels),
         left_out=_offenders(leaking(real, blocks), real.batch.keys),
         constant=_offenders(constant(real.batch.images), real.batch.keys),
-        label_issues=label_issues(real, np.sort(np.concatenate([split["train"], split["val"]])), config, seed),
+        label_issues=label_issues(real, np.sort(np.concatenate([split["train"], split["val"]])), config, split_config.seed),
         notes=(),
     )
     return AuditReport(**{**report.__dict__, "notes": _notes(report)})
+
+
+def one_line(report: dict[str, Any]) -> str:
+    """A report's JSON form in one line: the images, the splits, and how many notes there are."""
+    channels, height, width = report["spec"]["image_shape"]
+    splits = ", ".join(f"{role} {sum(report['split_counts'][role].values()):,}" for role in ROLES)
+    notes = report["notes"]
+    more = f" (and {_plural(len(notes) - 1, 'more note')})" if len(notes) > 1 else ""
+    return (
+        f"{report['num_images']:,} images of {width}x{height}, {'grey' if channels == 1 else 'RGB'}, "
+        f"{len(report['class_counts'])} classes; {splits}" + (f"; {notes[0]}{more}" if notes else "")
+    )
 
 
 # Duplicates
@@ -217,7 +227,7 @@ def near_duplicates(images: UInt8[np.ndarray, "n c h w"], threshold: float, chun
     and 97%, 1% noise 100% and 100%. Beside them it flags 1 pair of the 1,797 digits and 26 pairs of the 60,000 CIFAR-10
     images, which are the same photograph; at 0.2, 28 pairs of digits that merely look alike.
 
-    Cost: XXX s for 60,000 images of 32x32 on one core; memory is the thumbnails and chunk x chunk numbers.
+    Cost: 11 s for 60,000 images of 32x32 on one core; memory is the thumbnails and chunk x chunk numbers.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -371,10 +381,10 @@ def _check_class_sizes(real: RealImages, split: dict[str, np.ndarray], config: A
     for role, least in (("train", config.min_per_class), ("val", 1), ("test", 1)):
         for name, count in _class_counts(real, split[role]).items():
             if count < least:
-                key = "audit.min_per_class asks for" if role == "train" else "needed are"
+                asked = f"audit.min_per_class asks for {least}" if role == "train" else "at least 1 is needed"
                 raise DataError(
-                    f"class {name!r} has {count} images in {role}, and {key} {least}; raise split.{role}, add images of the "
-                    "class or take it out"
+                    f"class {name!r} has {_plural(count, 'image')} in {role}, and {asked}; "
+                    f"raise split.{role}, add images of the class or take it out"
                 )
 
 
@@ -385,16 +395,20 @@ def _notes(report: AuditReport) -> tuple[str, ...]:
     conflicting = exact.num_conflicting + near.num_conflicting
     smallest = Counter(report.split_counts["train"]).most_common()[-1]
     lines = (
-        (crossing, f"{crossing} groups of duplicates cross splits: their scores on test are flattered"),
-        (conflicting, f"{conflicting} groups of duplicates carry different labels"),
-        (doubtful.total, f"{doubtful.total} of {doubtful.num_judged} labels in train and val look wrong"),
-        (doubtful.accuracy is None or doubtful.note.startswith("not judged"), f"labels {doubtful.note}"),
-        (report.num_quarantined, f"{report.num_quarantined} files were left out"),
-        (report.left_out.total, f"{report.left_out.total} given train images were left out: duplicates or groups of test images"),
-        (report.constant.total, f"{report.constant.total} images have one colour"),
-        (exact.num_groups, f"{exact.num_groups} groups of images have the same pixels ({exact.num_images} images)"),
-        (near.num_groups, f"{near.num_groups} groups of images are nearly the same ({near.num_images} images)"),
-        (smallest[1] < 20, f"class {smallest[0]!r} has {smallest[1]} images in train"),
-        *((count, f"{count} images: {what}") for what, count in report.converted.items()),
+        (crossing, f"duplicates across splits, which flatter the scores on test: {_plural(crossing, 'group')}"),
+        (conflicting, f"duplicates that carry different labels: {_plural(conflicting, 'group')}"),
+        (doubtful.total, f"labels in train and val that look wrong: {doubtful.total} of {doubtful.num_judged}"),
+        (doubtful.note.startswith("not judged"), f"labels {doubtful.note}"),
+        (report.num_quarantined, f"left out when reading: {_plural(report.num_quarantined, 'file')}"),
+        (report.left_out.total, f"left out of train, being tied to given test images: {_plural(report.left_out.total, 'image')}"),
+        (report.constant.total, f"of one colour: {_plural(report.constant.total, 'image')}"),
+        (exact.num_groups, f"the same pixels: {_plural(exact.num_groups, 'group')} ({exact.num_images} images)"),
+        (near.num_groups, f"nearly the same: {_plural(near.num_groups, 'group')} ({near.num_images} images)"),
+        (smallest[1] < 20, f"the smallest class in train: {smallest[0]!r} with {_plural(smallest[1], 'image')}"),
+        *((count, f"{what}: {_plural(count, 'image')}") for what, count in report.converted.items()),
     )
     return tuple(line for flag, line in lines if flag)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

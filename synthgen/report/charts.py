@@ -47,10 +47,23 @@ def forest(rows: Sequence[Estimate], axis: str) -> Figure:
             showlegend=False,
         )
     figure.add_vline(x=0, line={"color": "var(--ink)", "width": 1.5})
+    for row in rows:  # above its line, not left of it: a phone has no room there
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=escape(row.name),
+            yshift=7,
+            yanchor="bottom",
+            text=escape(row.name),
+            showarrow=False,
+        )
     names = [escape(row.name) for row in rows]
-    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], automargin=True, ticks="", ticksuffix="  ")
-    figure.update_xaxes(title=axis, gridcolor="var(--line)", zeroline=False, tickformat="+~g")
-    return _finish(figure, height=90 + 34 * len(rows))
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=names[::-1], range=[-0.5, len(rows) - 0.2], showgrid=False, showticklabels=False
+    )
+    figure.update_xaxes(title=axis, gridcolor="var(--line)", zeroline=False, tickformat="+~g", tickangle=0, nticks=9)
+    return _finish(figure, height=70 + 46 * len(rows))
 
 
 def losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:

@@ -105,8 +105,9 @@ def key_facts(evidence: Evidence) -> list[tuple[str, str, str]]:
         share = f"{num(kept)} of {num(candidates)} samples passed the gate" if candidates else "not judged by the gate"
         facts.append(("best generator", str(best), f"{share}; the set: {gate.get('verdict', 'not judged')}"))
     if evidence.manifest:
-        sizes = evidence.manifest.num_samples
-        facts.append(("exported", f"{num(sizes)} samples", f"{len(evidence.manifest.shards)} files, each with its sha256"))
+        shards = evidence.manifest.shards
+        files = f"{num(len(shards))} file{'s' if len(shards) != 1 else ''}, every one listed with its sha256"
+        facts.append(("exported", f"{num(evidence.manifest.num_samples)} samples", files))
     if evidence.seconds:
         facts.append(("cost", duration(sum(evidence.seconds.values())), "wall time of all stages"))
     return facts
@@ -132,7 +133,7 @@ def forest(evidence: Evidence) -> dict[str, Any] | None:
     rows.sort(key=lambda row: -row.difference)
     baseline = words(evidence.gain.best_real) if evidence.gain else "the best arm of real images"
     return {
-        "figure": charts.forest(rows, f"points of test accuracy against {baseline}"),
+        "figure": charts.forest(rows, "difference, points of test accuracy"),
         "rows": rows,
         "baseline": baseline,
         "intervals": sorted(evidence.gain.intervals, key=lambda i: -i.difference) if evidence.gain else [],

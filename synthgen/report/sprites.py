@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ from synthgen.shapes import UInt8
 COLUMNS = 20
 LARGEST_PX = 96
 """A larger image is shrunk: the page has to stay small."""
-SHOWN_PX = 48
-"""About what an image measures on the page."""
+SHOWN_PX = 40
+"""What an image measures on the page, at least; a larger one than `SHOWN_MOST_PX` is shrunk to that."""
+SHOWN_MOST_PX = 64
 MARGIN = 1
 """Each image's border is repeated outwards, so that no neighbour shines through on screens of odd resolution."""
 
@@ -80,4 +82,4 @@ def _shrunk(image: UInt8[np.ndarray, "c h w"]) -> Image.Image:
 
 def _scale(size_px: int) -> float:
     """A whole number of screen pixels a pixel, where the image is enlarged."""
-    return max(1, round(SHOWN_PX / size_px)) if size_px <= 2 * SHOWN_PX / 3 else min(1.0, 64 / size_px)
+    return max(1, math.ceil(SHOWN_PX / size_px)) if size_px <= SHOWN_MOST_PX else SHOWN_MOST_PX / size_px

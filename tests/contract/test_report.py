@@ -256,9 +256,9 @@ def test_many_classes_are_counted_not_shown(tmp_path):
 def test_a_sprite_shows_each_image_in_its_window():
     images = [np.full((1, 8, 4), value, np.uint8) for value in range(COLUMNS + 2)]
     made = sprite(images)
-    assert (made.width, made.height, made.pixelated) == (24, 48, True)
-    assert made.position(0) == "-6px -6px"
-    assert made.position(COLUMNS + 1) == "-42px -66px"
+    assert (made.width, made.height, made.pixelated) == (20, 40, True)
+    assert made.position(0) == "-5px -5px"
+    assert made.position(COLUMNS + 1) == "-35px -55px"
     large = sprite([np.zeros((3, 256, 512), np.uint8)])
     assert not large.pixelated
     assert large.width == 64

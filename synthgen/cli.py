@@ -1,0 +1,389 @@
+"""The `synthgen` command: parse, call a job, print, exit code. Heavy imports stay inside the commands.
+
+Exit codes: 0 the job ran, whatever its verdict; 10 and 11 with --exit-code, the verdict is "reject" or "insufficient
+evidence"; 2 to 6 see `synthgen.errors`; 70 a defect of synthgen; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synthgen.errors import EXIT_DEFECT, EXIT_INSUFFICIENT, EXIT_INTERRUPTED, EXIT_REJECT, ConfigError, SynthgenError
+
+EPILOG = (
+    "Exit codes: 0 done, whatever the verdict; 2 a setting is wrong; 3 images or labels; 4 a checkpoint; 5 a folder; "
+    "6 training diverged; 10 (--exit-code) rejected; 11 (--exit-code) insufficient evidence; 70 a defect; 130 Ctrl-C."
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, see below")]
+Out = Annotated[Path | None, typer.Option("--out", help="output folder; default: outputs/<name>")]
+Restart = Annotated[bool, typer.Option("--restart", help="make stages again whose settings, inputs or code changed")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+ExitCode = Annotated[bool, typer.Option("--exit-code", help="exit 10 on reject, 11 on insufficient evidence")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="recipe or YAML file; default: config.yaml beside the data, else `folder`")
+]
+
+
+class JobCommand(typer.core.TyperCommand):
+    """A command whose help ends with the settings it reads: key, type, default, meaning."""
+
+    sections: tuple[str, ...] = ()
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from synthgen.config.load import known_keys
+
+        rows = []
+        for key, (kind, default, meaning) in known_keys().items():
+            section = key.split(".")[0]
+            if section in self.sections:
+                shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+                shown = ",".join(map(str, default)) if isinstance(default, tuple | list) else shown
+                rows.append((f"{key}={shown}", f"{meaning} ({kind})"))
+        if rows:
+            with formatter.section("Settings (KEY=default, meaning, type)"):
+                formatter.write_dl(rows, col_max=44)
+        formatter.write_paragraph()
+        formatter.write_text(EPILOG)
+
+
+app = typer.Typer(
+    help="Synthetic image data that is proven to help: train generators on your labelled images, gate and export samples, "
+    "and measure on a locked test set what they add to the best that real data alone can do.",
+    epilog=EPILOG,
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 120, "help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if version:
+        from synthgen import __version__
+
+        typer.echo(f"synthgen {__version__}")
+        raise typer.Exit
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe (`synthgen configs`), or a YAML file of yours")],
+    overrides: Overrides = None,
+    out: Out = None,
+    restart: Restart = False,
+    exit_code: ExitCode = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The whole factory: audit, split, train, generate, gate, export, gain, verdict, report.
+
+    The same command again goes on where a killed run stopped.
+    """
+    from synthgen.config.load import load
+
+    config = load(recipe, overrides or [])
+    folder = out or Path("outputs") / config.name
+    from synthgen import jobs
+
+    about = _watch(config, restart, quiet, lambda order: jobs.run(order, folder))
+    _conclude(about, folder, exit_code, quiet, json)
+
+
+def audit(
+    source: Annotated[Path, typer.Argument(help="digits, an image folder (class/name.png), a Parquet file or folder, an .npz file")],
+    overrides: Overrides = None,
+    out: Out = None,
+    recipe: RecipeOption = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Checks real images and splits them: OUT/audit/report.json and OUT/split/."""
+    config = _config(recipe, None, overrides, source)
+    folder = out or Path("outputs") / config.name
+    from synthgen import jobs, storage
+    from synthgen.data.audit import show
+
+    def job(order: Any) -> Any:
+        with storage.lock(folder):
+            jobs.audit(order, folder)
+        return storage.read_json(folder / "audit" / "report.json")
+
+    report = _watch(config, restart, quiet, job)
+    _print(report, json, quiet, lambda: show(report))
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="folder of `synthgen audit`")],
+    model: Annotated[str, typer.Argument(help="vae, gan or diffusion")],
+    overrides: Overrides = None,
+    out: Out = None,
+    recipe: RecipeOption = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Trains a generator on the train fold: OUT/generator.safetensors. Default OUT: DATA/train/MODEL."""
+    config = _config(recipe, data, overrides)
+    from synthgen import jobs
+    from synthgen.errors import did_you_mean
+    from synthgen.models import MODELS
+
+    if model not in MODELS:
+        raise ConfigError(f"{model!r}: no such generator{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
+    folder = out or data / "train" / model
+    _watch(config, restart, quiet, lambda order: jobs.train(order, jobs.Split.open(data), model, folder))
+
+
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="folder of `synthgen train`, or its generator.safetensors")],
+    overrides: Overrides = None,
+    real: Annotated[Path | None, typer.Option("--real", help="folder of `synthgen audit` that it was trained on; default: found above CHECKPOINT")] = None,
+    out: Out = None,
+    recipe: RecipeOption = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draws labelled candidates: OUT/candidates.parquet. Default OUT: REAL/candidates/MODEL."""
+    real = real or _run_above(checkpoint)
+    config = _config(recipe, real, overrides)
+    from synthgen import jobs
+
+    folder = out or real / "candidates" / (checkpoint if checkpoint.is_dir() else checkpoint.parent).name
+    _watch(config, restart, quiet, lambda order: jobs.generate(order, jobs.Split.open(real), checkpoint, folder))
+
+
+def gate(
+    real: Annotated[Path, typer.Option("--real", help="folder of `synthgen audit`, or real images as `synthgen audit` takes them")],
+    candidates: Annotated[Path, typer.Option("--candidates", help="folder of `synthgen generate` or `export`, a .tar, or labelled images of any tool")],
+    overrides: Overrides = None,
+    out: Out = None,
+    recipe: RecipeOption = None,
+    restart: Restart = False,
+    exit_code: ExitCode = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Keeps or drops each candidate, accepts or rejects the set: OUT/gate/gate.json. Takes any tool's images."""
+    config = _config(recipe, real, overrides, real)
+    folder = out or Path("outputs") / f"gate-{candidates.stem}"
+    from synthgen import jobs
+    from synthgen.screen import show_gate
+
+    _watch(config, restart, quiet, lambda order: jobs.assess(order, real, candidates, folder, study_gain=False))
+    report = jobs.load_gate(folder / "gate")
+    _print(report.to_json(), json, quiet, lambda: show_gate(report, str(folder)))
+    _exit(exit_code, report.verdict)
+
+
+def export(
+    real: Annotated[Path, typer.Option("--real", help="folder of `synthgen audit`")],
+    candidates: Annotated[Path, typer.Option("--candidates", help="the candidates that were judged")],
+    judged: Annotated[Path, typer.Option("--gate", help="folder of `synthgen gate`: OUT or OUT/gate")],
+    overrides: Overrides = None,
+    out: Out = None,
+    recipe: RecipeOption = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Writes what the gate kept as WebDataset and Parquet shards. Default OUT: outputs/shards-CANDIDATES."""
+    config = _config(recipe, real, overrides)
+    folder = out or Path("outputs") / f"shards-{candidates.stem}"
+    from synthgen import jobs
+    from synthgen.shards import manifest
+
+    _watch(config, restart, quiet, lambda order: jobs.export(order, jobs.Split.open(real), candidates, _gate_folder(judged), folder))
+    _print(manifest.read(folder).to_json(), json, True, lambda: None)
+
+
+def gain(
+    real: Annotated[Path, typer.Option("--real", help="folder of `synthgen audit`, or real images as `synthgen audit` takes them")],
+    candidates: Annotated[Path, typer.Option("--candidates", help="labelled synthetic images: of ours, or of any tool")],
+    judged: Annotated[Path | None, typer.Option("--gate", help="folder of `synthgen gate` for them; judged first if not given")] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    recipe: RecipeOption = None,
+    restart: Restart = False,
+    exit_code: ExitCode = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measures what synthetic images add on the locked test set: OUT/gain/gain.json, OUT/verdict.json, a report."""
+    config = _config(recipe, real, overrides, real)
+    folder = out or Path("outputs") / f"gain-{candidates.stem}"
+    from synthgen import jobs
+
+    gate_folder = _gate_folder(judged) if judged else None
+    about = _watch(config, restart, quiet, lambda order: jobs.assess(order, real, candidates, folder, True, gate_folder))
+    _conclude(about, folder, exit_code, quiet, json)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="run folder, as `run` and `gain` write it")],
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Writes FOLDER/report/index.html from what stands on disk: one page, no network."""
+    config = _config(None, folder, None)
+    from synthgen import jobs
+
+    _watch(config, False, quiet, lambda order: jobs.make_report(order, folder))
+
+
+def configs(
+    keys: Annotated[bool, typer.Option("--keys", help="list every setting with type, default and meaning")] = False,
+    recipe: Annotated[str | None, typer.Option("--show", help="print a recipe's whole configuration as YAML")] = None,
+    debug: Debug = False,
+) -> None:
+    """Lists the shipped recipes."""
+    from synthgen.config.load import known_keys, load, recipes
+
+    if recipe:
+        import yaml
+
+        needs_path = [] if recipe != "folder" else ["data.path=FOLDER"]
+        typer.echo(yaml.safe_dump(load(recipe, needs_path).model_dump(mode="json"), sort_keys=False), nl=False)
+    elif keys:
+        for key, (kind, default, meaning) in known_keys().items():
+            typer.echo(f"{key} = {default!r}  ({kind})  {meaning}")
+    else:
+        for name, head in recipes().items():
+            typer.echo(f"{name:<13} {head}")
+
+
+COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "run": (run, ("name", "seed", "device", "precision", "workers", "tracking", "project", "models", "data", "split", "audit",
+                  "augment", "generators", "features", "classifier", "generate", "gate", "export", "gain")),
+    "audit": (audit, ("name", "data", "split", "audit")),
+    "train": (train, ("seed", "device", "precision", "augment", "generators")),
+    "generate": (generate, ("device", "generate", "generators")),
+    "gate": (gate, ("seed", "device", "data", "split", "augment", "features", "classifier", "gate")),
+    "export": (export, ("export",)),
+    "gain": (gain, ("seed", "device", "workers", "tracking", "project", "data", "split", "augment", "features", "classifier", "gate", "gain")),
+    "report": (report, ()),
+    "configs": (configs, ()),
+}  # fmt: skip
+"""Command -> its function and the sections of the settings that it reads."""
+
+for _name, (_function, _sections) in COMMANDS.items():
+    app.command(_name, cls=type(f"{_name.title()}Command", (JobCommand,), {"sections": _sections}))(_function)
+
+
+def main() -> None:
+    """Runs the command line; one line for a user's error, no traceback unless --debug."""
+    try:
+        sys.exit(_main())
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _main() -> int:
+    if "--debug" not in sys.argv:
+        warnings.simplefilter("ignore")
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except SynthgenError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"synthgen: {' '.join(str(error).splitlines())}", err=True)
+        return error.exit_code
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
+            error.show()
+            return int(error.exit_code)
+        if type(error).__name__ in ("Abort", "KeyboardInterrupt"):
+            raise KeyboardInterrupt from None
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(
+            f"synthgen: a defect of synthgen, please report it: {type(error).__name__}: {error} (run again with --debug for the traceback)",
+            err=True,
+        )
+        return EXIT_DEFECT
+
+
+def _config(recipe: str | None, beside: Path | None, overrides: list[str] | None, source: Path | None = None) -> Any:
+    """Settings from a recipe, or from the config.yaml beside the data; `source` becomes the data if it isn't split yet."""
+    from synthgen.config.load import load
+
+    found = next((folder / "config.yaml" for folder in (beside, beside and beside.parent) if folder and (folder / "config.yaml").is_file()), None)
+    given = list(overrides or [])
+    if recipe is None and found is not None:
+        return load(str(found), given)
+    if source is None and beside is not None:
+        source = beside
+    placeholder = [] if any(g.startswith("data.path=") for g in given) else ["data.path=unknown"]
+    config = load(recipe or "folder", [*placeholder, *given])
+    from synthgen import jobs
+
+    return config if source is None or jobs.is_split(source) else jobs.source_of(source, config)
+
+
+def _run_above(checkpoint: Path) -> Path:
+    for folder in checkpoint.resolve().parents:
+        if (folder / "split" / "stage.json").is_file():
+            return folder
+    raise ConfigError(f"{checkpoint}: no split/ in a folder above it; say with --real which `synthgen audit` folder it was trained on")
+
+
+def _gate_folder(path: Path) -> Path:
+    return path / "gate" if (path / "gate" / "gate.json").is_file() else path
+
+
+def _watch(config: Any, restart: bool, quiet: bool, job: Callable[[Any], Any]) -> Any:
+    """Runs a job under the progress bars."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    from synthgen import jobs
+    from synthgen.screen import Screen
+    from synthgen.workers import explain_broken_pool
+
+    with Screen(quiet) as screen:
+        try:
+            return job(jobs.Order(config, restart, screen))
+        except BrokenProcessPool as error:
+            raise explain_broken_pool(error) from error
+
+
+def _conclude(about: Any, folder: Path, exit_code: bool, quiet: bool, json: bool) -> None:
+    from rich.console import Console
+
+    from synthgen.screen import show_verdict
+
+    _print(about, json, quiet, lambda: show_verdict(about, str(folder), Console(highlight=False, soft_wrap=True)))
+    _exit(exit_code, about["verdict"])
+
+
+def _print(result: Any, json: bool, quiet: bool, show: Callable[[], None]) -> None:
+    from synthgen.screen import show_json
+
+    if json:
+        show_json(result)
+    elif not quiet:
+        show()
+
+
+def _exit(exit_code: bool, verdict: str) -> None:
+    codes = {"reject": EXIT_REJECT, "insufficient evidence": EXIT_INSUFFICIENT}
+    if exit_code and verdict in codes:
+        raise typer.Exit(codes[verdict])

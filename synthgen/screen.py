@@ -1,0 +1,128 @@
+"""What a person sees: progress bars on a terminal, one line a stage elsewhere, and the verdict with its tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+STYLE = {"use": "bold green", "reject": "bold red", "insufficient evidence": "bold yellow"}
+
+
+class Screen:
+    """A `types.Progress` that draws bars with time left on a terminal and prints a line when a task is over.
+
+    Args:
+        quiet: print nothing.
+        console: where to; standard error if not given, so that --json keeps standard output to itself.
+    """
+
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.started = time.monotonic()
+        self.bars: Progress | None = None
+        self.tasks: dict[str, Any] = {}
+        if self.console.is_terminal and not quiet:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+
+    def __enter__(self) -> Screen:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def start(self, task: str, total: int) -> None:
+        if self.bars:
+            self._remove(task)
+            self.tasks[task] = self.bars.add_task(escape(task), total=total, note="")
+
+    def advance(self, task: str, steps: int = 1, note: str = "") -> None:
+        if self.bars and task in self.tasks:
+            self.bars.update(self.tasks[task], advance=steps, **({"note": escape(note)} if note else {}))
+
+    def finish(self, task: str, line: str) -> None:
+        self._remove(task)
+        seconds = time.monotonic() - self.started
+        self.console.print(f"{seconds:6.1f} s  {escape(f'{task:<19}')} {escape(line)}")
+
+    def _remove(self, task: str) -> None:
+        if self.bars and task in self.tasks:
+            self.bars.remove_task(self.tasks.pop(task))
+
+
+def show_verdict(about: Mapping[str, Any], folder: str, console: Console) -> None:
+    """The tables of arms and gates, the verdict with its reasons, and where everything is."""
+    if about["gate"]:
+        console.print(gate_table(about["gate"]))
+    if about["arms"]:
+        console.print(arms_table(about["arms"]))
+    style = STYLE[about["verdict"]]
+    console.print(f"\nverdict: [{style}]{about['verdict']}[/{style}]")
+    for reason in about["reasons"]:
+        console.print(f"  - {escape(reason)}")
+    shards = f"{folder}/{about['shards']}" if about["shards"] else "none"
+    console.print(f"\nshards:  {escape(shards)}")
+    console.print(f"report:  {escape(folder)}/{about['report']}")
+
+
+def gate_table(gates: Mapping[str, Any]) -> Table:
+    """A row a generator: kept, dropped by reason, verdict."""
+    table = Table(title="Fidelity gate", title_justify="left", title_style="bold")
+    for name, right in (("generator", False), ("candidates", True), ("kept", True), ("dropped because", False), ("verdict", False)):
+        table.add_column(name, justify="right" if right else "left")
+    for name, gate in gates.items():
+        dropped = ", ".join(f"{reason} {count}" for reason, count in gate["dropped"].items())
+        style = {"accept": "green", "reject": "red"}.get(gate["verdict"], "yellow")
+        table.add_row(escape(name), str(gate["candidates"]), str(gate["kept"]), dropped, f"[{style}]{gate['verdict']}[/{style}]")
+    return table
+
+
+def arms_table(arms: Mapping[str, Any]) -> Table:
+    """A row an arm: test accuracy with its interval over seeds, and the paired difference to the strongest real-only arm."""
+    table = Table(title="Test accuracy by arm, in % (95% intervals)", title_justify="left", title_style="bold")
+    for name, right in (("arm", False), ("real", True), ("synthetic", True), ("accuracy", True), ("minus strongest real-only", True), ("s", True)):
+        table.add_column(name, justify="right" if right else "left")
+    for name, arm in arms.items():
+        accuracy = f"{100 * arm['test_accuracy']:.2f} ({100 * arm['low']:.2f} to {100 * arm['high']:.2f})"
+        difference = f"{arm['difference']:+.2f} ({arm['difference_low']:+.2f} to {arm['difference_high']:+.2f})"
+        if arm["best_real"]:
+            difference = "strongest on val"
+        table.add_row(name, str(arm["num_real"]), str(arm["num_synthetic"]), accuracy, difference, f"{arm['seconds']:.0f}")
+    return table
+
+
+def show_json(about: Any) -> None:
+    """JSON on standard output."""
+    print(json.dumps(about, indent=2, ensure_ascii=False))
+
+
+def show_gate(report: Any, folder: str) -> None:
+    """A gate's metrics beside real-against-real, its verdict and its reasons."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="Fidelity gate", title_justify="left", title_style="bold")
+    for name in ("metric", "candidates", "real against real", "excess (95% interval)", "limit", "verdict"):
+        table.add_column(name, justify="left" if name in ("metric", "verdict") else "right")
+    for m in report.metrics:
+        if m.value is None:
+            table.add_row(m.name, "refused", "", "", "", escape(m.note))
+            continue
+        limit = "shown only" if m.limit is None else f"{m.limit:+.3g}"
+        style = {"accept": "green", "reject": "red"}.get(m.verdict, "yellow")
+        verdict = "" if m.limit is None else f"[{style}]{m.verdict}[/{style}]"
+        table.add_row(m.name, f"{m.value:.3g}", f"{m.reference:.3g}", f"{m.excess:+.3g} ({m.low:+.3g} to {m.high:+.3g})", limit, verdict)
+    console.print(table)
+    style = STYLE.get(report.verdict, "bold green")
+    console.print(f"\nverdict: [{style}]{report.verdict}[/{style}], {len(report.kept)} of {report.num_candidates} candidates kept")
+    for reason in report.reasons:
+        console.print(f"  - {escape(reason)}")
+    console.print(f"gate:    {escape(folder)}/gate/gate.json")
