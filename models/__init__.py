@@ -41,12 +41,13 @@ def from_bytes(data: bytes, where: str = "checkpoint") -> Generator:
     if about["kind"] not in MODELS:
         raise CheckpointError(f"{where}: holds a {about['kind']!r}, known are {', '.join(MODELS)}")
     _, config = MODELS[about["kind"]]
-    generator = build(
-        config.model_validate(about["config"]),
-        DatasetSpec.from_json(about["spec"], where),
-        AugmentConfig.model_validate(about["augment"]),
-        about["seed"],
-    )
+    try:
+        settings, augment = config.model_validate(about["config"]), AugmentConfig.model_validate(about["augment"])
+        generator = build(settings, DatasetSpec.from_json(about["spec"], where), augment, int(about["seed"]))
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{where}: its header is damaged, or of another version ({' '.join(str(error).split())[:200]})"
+        ) from error
     base.load_weights(generator, data, where)
     generator.step = about["steps"]
     return generator.eval()

@@ -31,7 +31,9 @@ def non_leaking(
     amount[0] = np.where(applied[0] & config.flip, 1.0, 0.0)
     mirror, x, y, turn, grow = amount
     most = 2 * config.shift_px
-    changed = warp(images, 1 - 2 * mirror, most * x, most * y, 2 * np.deg2rad(config.rotate_deg) * turn, 1 + 2 * config.scale * grow)
+    changed = warp(
+        images, 1 - 2 * mirror, most * x, most * y, 2 * np.deg2rad(config.rotate_deg) * turn, 1 + 2 * config.scale * grow
+    )
     untouched = torch.from_numpy(~np.any(amount != 0, axis=0)).to(images.device)
     parameters = torch.from_numpy(amount.T.astype(np.float32)).to(images.device)
     return torch.where(untouched[:, None, None, None], images, changed), parameters

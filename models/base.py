@@ -96,7 +96,7 @@ class Generator(pl.LightningModule):
     def adam(self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99)) -> dict[str, Any]:
         """Adam with a short linear warm-up and a cosine decay to a tenth, in Lightning's form."""
         steps = self.config.steps
-        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas)
+        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -145,7 +145,9 @@ def read_header(data: bytes, where: str) -> dict[str, Any]:
         header = json.loads(data[8 : 8 + length])
         about: dict[str, Any] = json.loads(header["__metadata__"]["synthgen"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{where}: not a synthgen checkpoint (safetensors with a synthgen header); train one first") from error
+        raise CheckpointError(
+            f"{where}: not a synthgen checkpoint (safetensors with a synthgen header); train one first"
+        ) from error
     if about.get("schema") != CHECKPOINT_SCHEMA:
         raise CheckpointError(f"{where}: the schema is {about.get('schema')!r}, expected {CHECKPOINT_SCHEMA!r}; train it again")
     return about

@@ -123,7 +123,7 @@ class GAN(Generator):
 
     def configure_optimizers(self) -> Any:
         pairs = ((self.network, self.config.lr), (self.discriminator, self.config.lr_discriminator))
-        optimizers = [torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.9)) for net, lr in pairs]
+        optimizers = [torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.9), fused=True) for net, lr in pairs]
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, warm_cosine(self.config.steps)) for o in optimizers]
         return optimizers, schedules
 
@@ -132,9 +132,7 @@ class GAN(Generator):
         return self.ema.network(noise("latent", (self.config.latent_dim,)), labels)
 
 
-def diffaugment(
-    x: Float[Tensor, "b c h w"], draws: np.random.Generator, policy: tuple[str, ...]
-) -> Float[Tensor, "b c h w"]:
+def diffaugment(x: Float[Tensor, "b c h w"], draws: np.random.Generator, policy: tuple[str, ...]) -> Float[Tensor, "b c h w"]:
     """Differentiable random changes (Zhao et al. 2020): brightness, translation by up to 1/8, cutout of a quarter side."""
     b, _, h, w = x.shape
 

@@ -48,9 +48,7 @@ class VAENetwork(nn.Module):
         # encoder: image, condition -> mean and log variance of the latent
         self.encoder_condition = Condition(spec.num_classes, embedding)
         self.stem = nn.Conv2d(channels, ladder[0], 3, padding=1)
-        self.down = nn.ModuleList(
-            ConditionalBlock(a, b, embedding, "down") for a, b in zip(ladder[:-1], ladder[1:], strict=True)
-        )
+        self.down = nn.ModuleList(ConditionalBlock(a, b, embedding, "down") for a, b in zip(ladder[:-1], ladder[1:], strict=True))
         self.to_latent = nn.Linear(flat, 2 * config.latent_dim)
 
         # decoder: latent, condition -> mean of the image

@@ -103,7 +103,9 @@ def run(
 
 
 def audit(
-    source: Annotated[Path, typer.Argument(help="digits, an image folder (class/name.png), a Parquet file or folder, an .npz file")],
+    source: Annotated[
+        Path, typer.Argument(help="digits, an image folder (class/name.png), a Parquet file or folder, an .npz file")
+    ],
     overrides: Overrides = None,
     out: Out = None,
     recipe: RecipeOption = None,
@@ -152,7 +154,10 @@ def train(
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="folder of `synthgen train`, or its generator.safetensors")],
     overrides: Overrides = None,
-    real: Annotated[Path | None, typer.Option("--real", help="folder of `synthgen audit` that it was trained on; default: found above CHECKPOINT")] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option("--real", help="folder of `synthgen audit` that it was trained on; default: found above CHECKPOINT"),
+    ] = None,
     out: Out = None,
     recipe: RecipeOption = None,
     restart: Restart = False,
@@ -169,8 +174,13 @@ def generate(
 
 
 def gate(
-    real: Annotated[Path, typer.Option("--real", help="folder of `synthgen audit`, or real images as `synthgen audit` takes them")],
-    candidates: Annotated[Path, typer.Option("--candidates", help="folder of `synthgen generate` or `export`, a .tar, or labelled images of any tool")],
+    real: Annotated[
+        Path, typer.Option("--real", help="folder of `synthgen audit`, or real images as `synthgen audit` takes them")
+    ],
+    candidates: Annotated[
+        Path,
+        typer.Option("--candidates", help="folder of `synthgen generate` or `export`, a .tar, or labelled images of any tool"),
+    ],
     overrides: Overrides = None,
     out: Out = None,
     recipe: RecipeOption = None,
@@ -210,14 +220,20 @@ def export(
     from synthgen import jobs
     from synthgen.shards import manifest
 
-    _watch(config, restart, quiet, lambda order: jobs.export(order, jobs.Split.open(real), candidates, _gate_folder(judged), folder))
+    _watch(
+        config, restart, quiet, lambda order: jobs.export(order, jobs.Split.open(real), candidates, _gate_folder(judged), folder)
+    )
     _print(manifest.read(folder).to_json(), json, True, lambda: None)
 
 
 def gain(
-    real: Annotated[Path, typer.Option("--real", help="folder of `synthgen audit`, or real images as `synthgen audit` takes them")],
+    real: Annotated[
+        Path, typer.Option("--real", help="folder of `synthgen audit`, or real images as `synthgen audit` takes them")
+    ],
     candidates: Annotated[Path, typer.Option("--candidates", help="labelled synthetic images: of ours, or of any tool")],
-    judged: Annotated[Path | None, typer.Option("--gate", help="folder of `synthgen gate` for them; judged first if not given")] = None,
+    judged: Annotated[
+        Path | None, typer.Option("--gate", help="folder of `synthgen gate` for them; judged first if not given")
+    ] = None,
     overrides: Overrides = None,
     out: Out = None,
     recipe: RecipeOption = None,
@@ -326,7 +342,14 @@ def _config(recipe: str | None, beside: Path | None, overrides: list[str] | None
     """Settings from a recipe, or from the config.yaml beside the data; `source` becomes the data if it isn't split yet."""
     from synthgen.config.load import load
 
-    found = next((folder / "config.yaml" for folder in (beside, beside and beside.parent) if folder and (folder / "config.yaml").is_file()), None)
+    found = next(
+        (
+            folder / "config.yaml"
+            for folder in (beside, beside and beside.parent)
+            if folder and (folder / "config.yaml").is_file()
+        ),
+        None,
+    )
     given = list(overrides or [])
     if recipe is None and found is not None:
         return load(str(found), given)
@@ -343,7 +366,9 @@ def _run_above(checkpoint: Path) -> Path:
     for folder in checkpoint.resolve().parents:
         if (folder / "split" / "stage.json").is_file():
             return folder
-    raise ConfigError(f"{checkpoint}: no split/ in a folder above it; say with --real which `synthgen audit` folder it was trained on")
+    raise ConfigError(
+        f"{checkpoint}: no split/ in a folder above it; say with --real which `synthgen audit` folder it was trained on"
+    )
 
 
 def _gate_folder(path: Path) -> Path:

@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import nn
 
-from synthgen import models, randomness, sampling, storage, training
+from synthgen import models, randomness, sampling, storage, tracking, training
 from synthgen.config.schema import ClassifierConfig, FeaturesConfig, RunConfig
 from synthgen.data import audit as auditing
 from synthgen.data import sources, splits
@@ -197,7 +197,9 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
         if not work.done:
             task = f"generate {name}"
             order.progress.start(task, config.num)
-            labels = sampling.label_plan(split.role("train").labels, split.spec.num_classes, config.num, config.labels, config.seed)
+            labels = sampling.label_plan(
+                split.role("train").labels, split.spec.num_classes, config.num, config.labels, config.seed
+            )
             batches = sampling.sample(
                 generator, labels, seed=config.seed, chunk=config.chunk, batch=config.batch, prefix=prefix, device=order.device
             )
@@ -231,7 +233,9 @@ def _load_generator(path: Path, split: Split) -> tuple[models.Generator, str]:
                 "train one on this data"
             )
     if about["trained_on"] != split.digest:
-        raise CheckpointError(f"{path}: trained on another split of {spec.name!r}, so it may have seen this one's test images; train again")
+        raise CheckpointError(
+            f"{path}: trained on another split of {spec.name!r}, so it may have seen this one's test images; train again"
+        )
     return models.from_bytes(data, str(path)), storage.sha256_file(path)
 
 
@@ -312,7 +316,8 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
     report = load_gate(out)
     dropped = ", ".join(f"{reason} {count}" for reason, count in report.reason_counts().items()) or "none"
     order.progress.finish(
-        f"gate {name}", f"{report.verdict}: {len(report.kept)} of {report.num_candidates} kept (dropped: {dropped}), {storage.seconds(out):.1f} s"
+        f"gate {name}",
+        f"{report.verdict}: {len(report.kept)} of {report.num_candidates} kept (dropped: {dropped}), {storage.seconds(out):.1f} s",
     )
 
 
@@ -329,7 +334,8 @@ class _Judging:
         config = order.config
         self.order, self.split = order, split
         self.judges = [
-            self._load(networks / f"judge-{number}.safetensors", config.seed + number + 1) for number in range(config.features.folds)
+            self._load(networks / f"judge-{number}.safetensors", config.seed + number + 1)
+            for number in range(config.features.folds)
         ]
         self.extractor = FeatureLayer(self._load(networks / "extractor.safetensors", config.seed))
         self.id = feature_metrics.extractor_id(self.extractor, f"domain {split.spec.name}")
@@ -410,7 +416,9 @@ def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[B
         raise DataError(f"{path}: images of shape {found.images.shape[1:]}, the real ones have {spec.image_shape}; resize them")
     unknown = [name for name in names if name not in spec.class_names]
     if unknown:
-        raise DataError(f"{path}: the class {unknown[0]!r} is not one of the real images' ({', '.join(spec.class_names)}); rename or remove it")
+        raise DataError(
+            f"{path}: the class {unknown[0]!r} is not one of the real images' ({', '.join(spec.class_names)}); rename or remove it"
+        )
     number = np.array([spec.class_names.index(name) for name in names], dtype=np.int64)
     if (found.labels < 0).any():
         raise DataError(f"{path}: {int((found.labels < 0).sum())} images have no label; the gate judges labelled samples")
@@ -523,11 +531,15 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
                 scores[name] = {"val_accuracy": float(accuracy), "val_loss": float(loss), "gate": verdict}
             rank = {"accept": 0, "insufficient evidence": 1, "reject": 2}
             chosen = min(scores, key=lambda name: (rank[scores[name]["gate"]], scores[name]["val_loss"])) if scores else None
-            criterion = f"best gate verdict, then lowest cross-entropy on val of {len(cells)} classifiers on real + augmentation + gated"
+            criterion = (
+                f"best gate verdict, then lowest cross-entropy on val of {len(cells)} classifiers on real + augmentation + gated"
+            )
             work.write_json("select.json", {"criterion": criterion, "scores": scores, "chosen": chosen})
     found = storage.read_json(out / "select.json")
     losses = ", ".join(f"{name} {s['val_loss']:.3f}" for name, s in found["scores"].items())
-    order.progress.finish("select", f"{found['chosen'] or 'none'} (val cross-entropy: {losses or 'no generator has kept samples'})")
+    order.progress.finish(
+        "select", f"{found['chosen'] or 'none'} (val cross-entropy: {losses or 'no generator has kept samples'})"
+    )
     chosen_name: str | None = found["chosen"]
     return chosen_name
 
@@ -609,7 +621,9 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
             path = {cell: out / storage.RESUME / f"{cell.name}.safetensors" for cells in rounds for cell in cells}
             order.progress.start("gain", len(path))
             for cells in rounds:
-                teachers = [path[Cell("real_aug", cell.seed, 0)] if gain_arms.RECIPES[cell.recipe].pseudo else None for cell in cells]
+                teachers = [
+                    path[Cell("real_aug", cell.seed, 0)] if gain_arms.RECIPES[cell.recipe].pseudo else None for cell in cells
+                ]
                 tasks = [_CellTask(contest, c, path[c], t, "gain") for c, t in zip(cells, teachers, strict=True)]
                 pool.map(_train_cell, tasks, order.progress)
             trained = {cell: Trained.from_bytes(file.read_bytes()) for cell, file in path.items()}
@@ -649,7 +663,14 @@ def _make_candidates(task: _GeneratorTask, progress: Progress) -> None:
 
 def _gate_candidates(task: _GeneratorTask, progress: Progress) -> None:
     out, model = task.out, task.model
-    gate(replace(task.order, progress=progress), task.split, out / "features", out / "candidates" / model, out / "gate" / model, model)
+    gate(
+        replace(task.order, progress=progress),
+        task.split,
+        out / "features",
+        out / "candidates" / model,
+        out / "gate" / model,
+        model,
+    )
 
 
 def run(order: Order, out: Path) -> dict[str, Any]:
@@ -674,7 +695,9 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         return _conclude(order, out, gates, chosen, report)
 
 
-def assess(order: Order, real: Path, candidates: Path, out: Path, study_gain: bool, judged: Path | None = None) -> dict[str, Any] | None:
+def assess(
+    order: Order, real: Path, candidates: Path, out: Path, study_gain: bool, judged: Path | None = None
+) -> dict[str, Any] | None:
     """Somebody's candidates against real images: the gate, and the gain study if asked for.
 
     Args:
@@ -712,10 +735,14 @@ def open_or_make_split(order: Order, real: Path, out: Path) -> Split:
 
 def is_split(path: Path) -> bool:
     """Whether `path` is a folder that `audit` made."""
-    return any((folder / storage.STAGE_MANIFEST).is_file() and (folder / "dataset.json").is_file() for folder in (path, path / "split"))
+    return any(
+        (folder / storage.STAGE_MANIFEST).is_file() and (folder / "dataset.json").is_file() for folder in (path, path / "split")
+    )
 
 
-def _conclude(order: Order, out: Path, gates: dict[str, GateReport], chosen: str | None, report: GainReport | None) -> dict[str, Any]:
+def _conclude(
+    order: Order, out: Path, gates: dict[str, GateReport], chosen: str | None, report: GainReport | None
+) -> dict[str, Any]:
     """verdict.json, the dashboard and the report."""
     verdict, reasons = conclude(gates, chosen, report)
     about = {
@@ -803,10 +830,8 @@ def _track(order: Order, out: Path, about: dict[str, Any]) -> None:
     config = order.config
     if config.tracking == "off":
         return
-    from synthgen import tracking
-
     settings = config.model_dump(mode="json", exclude={"data": {"path"}})
-    with tracking.open_run(config.tracking, config.project, config.name, out / "wandb", settings) as run_log:
+    with tracking.open_run(config.tracking, config.project, config.name, out, settings) as run_log:
         for name in about["gate"]:
             trained, judged = out / "train" / name / "train.json", out / "gate" / name
             if trained.is_file():

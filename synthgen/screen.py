@@ -29,7 +29,13 @@ class Screen:
         self.bars: Progress | None = None
         self.tasks: dict[str, Any] = {}
         if self.console.is_terminal and not quiet:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self.bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
 
     def __enter__(self) -> Screen:
@@ -78,7 +84,13 @@ def show_verdict(about: Mapping[str, Any], folder: str, console: Console) -> Non
 def gate_table(gates: Mapping[str, Any]) -> Table:
     """A row a generator: kept, dropped by reason, verdict."""
     table = Table(title="Fidelity gate", title_justify="left", title_style="bold")
-    for name, right in (("generator", False), ("candidates", True), ("kept", True), ("dropped because", False), ("verdict", False)):
+    for name, right in (
+        ("generator", False),
+        ("candidates", True),
+        ("kept", True),
+        ("dropped because", False),
+        ("verdict", False),
+    ):
         table.add_column(name, justify="right" if right else "left")
     for name, gate in gates.items():
         dropped = ", ".join(f"{reason} {count}" for reason, count in gate["dropped"].items())
@@ -90,7 +102,14 @@ def gate_table(gates: Mapping[str, Any]) -> Table:
 def arms_table(arms: Mapping[str, Any]) -> Table:
     """A row an arm: test accuracy with its interval over seeds, and the paired difference to the strongest real-only arm."""
     table = Table(title="Test accuracy by arm, in % (95% intervals)", title_justify="left", title_style="bold")
-    for name, right in (("arm", False), ("real", True), ("synthetic", True), ("accuracy", True), ("minus strongest real-only", True), ("s", True)):
+    for name, right in (
+        ("arm", False),
+        ("real", True),
+        ("synthetic", True),
+        ("accuracy", True),
+        ("minus strongest real-only", True),
+        ("s", True),
+    ):
         table.add_column(name, justify="right" if right else "left")
     for name, arm in arms.items():
         accuracy = f"{100 * arm['test_accuracy']:.2f} ({100 * arm['low']:.2f} to {100 * arm['high']:.2f})"
@@ -119,10 +138,14 @@ def show_gate(report: Any, folder: str) -> None:
         limit = "shown only" if m.limit is None else f"{m.limit:+.3g}"
         style = {"accept": "green", "reject": "red"}.get(m.verdict, "yellow")
         verdict = "" if m.limit is None else f"[{style}]{m.verdict}[/{style}]"
-        table.add_row(m.name, f"{m.value:.3g}", f"{m.reference:.3g}", f"{m.excess:+.3g} ({m.low:+.3g} to {m.high:+.3g})", limit, verdict)
+        table.add_row(
+            m.name, f"{m.value:.3g}", f"{m.reference:.3g}", f"{m.excess:+.3g} ({m.low:+.3g} to {m.high:+.3g})", limit, verdict
+        )
     console.print(table)
     style = STYLE.get(report.verdict, "bold green")
-    console.print(f"\nverdict: [{style}]{report.verdict}[/{style}], {len(report.kept)} of {report.num_candidates} candidates kept")
+    console.print(
+        f"\nverdict: [{style}]{report.verdict}[/{style}], {len(report.kept)} of {report.num_candidates} candidates kept"
+    )
     for reason in report.reasons:
         console.print(f"  - {escape(reason)}")
     console.print(f"gate:    {escape(folder)}/gate/gate.json")

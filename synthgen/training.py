@@ -82,19 +82,20 @@ class Keyed(Dataset):
 
 
 class Steps(Sampler[int]):
-    """Step numbers of one Lightning epoch; Lightning calls `set_epoch`, also after a resumption."""
+    """Step numbers of one Lightning epoch, from `first` on; Lightning calls `set_epoch`."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.epoch = steps, 0
+    def __init__(self, first: int, steps: int) -> None:
+        self.first, self.steps, self.epoch = first, steps, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * EPOCH, min(self.steps, (self.epoch + 1) * EPOCH)))
+        start = self.first + self.epoch * EPOCH
+        return iter(range(start, min(self.steps, start + EPOCH)))
 
     def __len__(self) -> int:
-        return min(EPOCH, max(0, self.steps - self.epoch * EPOCH))
+        return len(range(self.first + self.epoch * EPOCH, min(self.steps, self.first + (self.epoch + 1) * EPOCH)))
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -116,11 +117,30 @@ class AtomicCheckpointIO(CheckpointIO):
 class Watch(pl.Callback):
     """Records the loss, tells the progress, stops on a loss that isn't finite, and saves for resumption."""
 
-    def __init__(self, task: str, steps: int, progress: Progress, folder: Path | None, save_every_s: float) -> None:
-        self.task, self.progress, self.folder, self.save_every_s = task, progress, folder, save_every_s
+    def __init__(
+        self, task: str, steps: int, progress: Progress, folder: Path | None, save_every_s: float, resume: dict[str, Any] | None
+    ) -> None:
+        self.task, self.progress, self.folder, self.save_every_s, self.resume = task, progress, folder, save_every_s, resume
         self.every = max(1, steps // 100)
         self.losses: list[tuple[int, float]] = []
         self.done, self.shown, self.saves, self.saved_at = 0, 0, 0, time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Takes up a checkpoint: weights, optimisers, schedules, counters.
+
+        Not through Lightning's `ckpt_path`: a checkpoint between epochs makes its loop repeat a batch (2.6).
+        """
+        if self.resume is None:
+            return
+        module.load_state_dict(self.resume["state_dict"])
+        module.on_load_checkpoint(self.resume)
+        for optimizer, state in zip(trainer.optimizers, self.resume["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+        for schedule, state in zip(trainer.lr_scheduler_configs, self.resume["lr_schedulers"], strict=True):
+            schedule.scheduler.load_state_dict(state)
+        self.load_state_dict(self.resume["callbacks"][self.state_key])
+        self.progress.advance(self.task, self.done)
+        self.shown = self.done
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.done += 1
@@ -140,6 +160,10 @@ class Watch(pl.Callback):
             raise TrainingError(f"{self.task}: a weight is no longer finite at step {self.done}; lower its lr")
         trainer.save_checkpoint(self.folder / f"{storage.RESUME}-{self.saves % 2}.ckpt")
         self.saves, self.saved_at = self.saves + 1, time.monotonic()
+
+    @property
+    def state_key(self) -> str:
+        return "Watch"
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": [list(pair) for pair in self.losses], "done": self.done, "saves": self.saves + 1}
@@ -186,17 +210,18 @@ def fit(
             raise DataError(f"{task}: {int((batch.labels == UNLABELLED).sum())} images have no label; leave them out")
     started = time.perf_counter()
     resume = _newest_checkpoint(folder)
-    watch = Watch(task, steps, progress, folder, save_every_s)
+    first = resume["callbacks"]["Watch"]["done"] if resume else 0
+    watch = Watch(task, steps, progress, folder, save_every_s, resume)
     data = Keyed(sources, seed, torch.device(device))
-    sampler = Steps(steps)
-    loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=0)
+    sampler = Steps(first, steps)
+    loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=0, collate_fn=_as_is)
     progress.start(task, steps)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # advice about loader workers and logging intervals
         warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning|lightning_fabric")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="pytorch_lightning|lightning_fabric")
         trainer = pl.Trainer(
-            max_epochs=-(-steps // EPOCH),
+            max_epochs=-(-(steps - first) // EPOCH),
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
             precision=precision,  # type: ignore[arg-type]
@@ -210,11 +235,15 @@ def fit(
             reload_dataloaders_every_n_epochs=1,
             barebones=False,
         )
-        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, loader)
     if not all(torch.isfinite(p).all() for p in module.parameters()):
         raise TrainingError(f"{task}: a weight is no longer finite after {steps} steps; lower its lr")
     module.cpu().eval()
     return Fit(tuple(watch.losses), time.perf_counter() - started)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
 
 
 def pick_device(asked: str) -> str:
@@ -230,14 +259,13 @@ def pick_device(asked: str) -> str:
     return asked
 
 
-def _newest_checkpoint(folder: Path | None) -> str | None:
+def _newest_checkpoint(folder: Path | None) -> dict[str, Any] | None:
     """The newest checkpoint that can be read; a kill during the last save leaves the one before."""
     if folder is None or not folder.is_dir():
         return None
-    for path in sorted(folder.glob(f"{storage.RESUME}-*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
+    for path in sorted(folder.glob(f"{storage.RESUME}-*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
+            return AtomicCheckpointIO().load_checkpoint(path, map_location="cpu")
+        except Exception:  # damaged by the disk: the one before it is as good
             continue
-        return str(path)
     return None

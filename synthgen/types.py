@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -376,6 +376,7 @@ class SampleInfo:
     scores: dict[str, float] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What a job tells whoever watches: the screen, a test, nobody."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -227,7 +228,8 @@ def near_duplicates(images: UInt8[np.ndarray, "n c h w"], threshold: float, chun
     and 97%, 1% noise 100% and 100%. Beside them it flags 1 pair of the 1,797 digits and 26 pairs of the 60,000 CIFAR-10
     images, which are the same photograph; at 0.2, 28 pairs of digits that merely look alike.
 
-    Cost: 11 s for 60,000 images of 32x32 on one core; memory is the thumbnails and chunk x chunk numbers.
+    Cost: 11 s for 60,000 images of 32x32 on one core (one thread is used: a busy machine's second core made it ten times
+    slower); memory is the thumbnails and chunk x chunk numbers.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -236,16 +238,25 @@ def near_duplicates(images: UInt8[np.ndarray, "n c h w"], threshold: float, chun
     unique = np.flatnonzero(group == np.arange(len(group)))
     thumbnails, textured = _thumbnails(images[unique])
     unique, thumbnails = unique[textured], thumbnails[textured]
-    least = 1 - threshold**2 / 2
-    for i in range(0, len(unique) if threshold > 0 else 0, chunk):
-        for j in range(i, len(unique), chunk):
-            a, b = np.nonzero(thumbnails[i : i + chunk] @ thumbnails[j : j + chunk].T >= least)
-            one, other = group[unique[a + i]], group[unique[b + j]]
-            if (one != other).any():
-                edges = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(group),) * 2)
-                component = connected_components(edges, directed=False)[1]
-                group = _first_rows(component[group])
+    for a, b in _near_pairs(thumbnails, threshold, chunk) if threshold > 0 else ():
+        one, other = group[unique[a]], group[unique[b]]
+        if (one != other).any():
+            edges = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(group),) * 2)
+            component = connected_components(edges, directed=False)[1]
+            group = _first_rows(component[group])
     return group
+
+
+def _near_pairs(vectors: Float[np.ndarray, "n d"], threshold: float, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of unit vectors within the threshold (each with itself too), a block of chunk x chunk at a time."""
+    from threadpoolctl import threadpool_limits
+
+    least = 1 - threshold**2 / 2
+    with threadpool_limits(1):
+        for i in range(0, len(vectors), chunk):
+            for j in range(i, len(vectors), chunk):
+                a, b = np.nonzero(vectors[i : i + chunk] @ vectors[j : j + chunk].T >= least)
+                yield a + i, b + j
 
 
 def constant(images: UInt8[np.ndarray, "n c h w"]) -> Int64[np.ndarray, " m"]:
@@ -332,9 +343,8 @@ def label_issues(real: RealImages, rows: Int64[np.ndarray, " m"], config: AuditC
     folds = min(config.label_folds, int(counts.min()))
     if folds < 2:
         name = real.spec.class_names[int(counts.argmin())]
-        return LabelIssues(
-            0, 0, None, 0, (), f"not judged: class {name!r} has {counts.min()} images in train and val, and 2 folds need 2"
-        )
+        few = _plural(int(counts.min()), "image")
+        return LabelIssues(0, 0, None, 0, (), f"not judged: class {name!r} has {few} in train and val, and 2 folds need 2")
     probabilities = _cross_validated(real.batch.images[rows], labels[rows], folds, seed)
     accuracy = float((probabilities.argmax(axis=1) == labels[rows]).mean())
     note = f"logistic regression on pixels, {folds} folds, {len(rows)} of the {num_all} images of train and val"
@@ -356,6 +366,7 @@ def _cross_validated(images: np.ndarray, labels: np.ndarray, folds: int, seed: i
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
     reduced = min(100, len(images) // 2)
@@ -363,7 +374,7 @@ def _cross_validated(images: np.ndarray, labels: np.ndarray, folds: int, seed: i
     steps = [StandardScaler(), PCA(reduced, svd_solver="randomized", random_state=0)] if large else [StandardScaler()]
     judge = make_pipeline(*steps, LogisticRegression(C=0.1, max_iter=300))
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):  # one thread, so that the core count doesn't change the last bit
         warnings.simplefilter("ignore", ConvergenceWarning)  # a judge that stopped early still judges
         probabilities: np.ndarray = cross_val_predict(judge, pixels, labels, cv=parts, method="predict_proba")
     return probabilities

@@ -152,10 +152,14 @@ def digest(config: DataConfig) -> str:
     if config.source == "digits":
         return hashlib.sha256(f"digits of scikit-learn {version('scikit-learn')}".encode()).hexdigest()
     root = _find(str(config.path))
+    if root.is_file():
+        return _file_digest(root)
     found = hashlib.sha256()
-    for path in _all_files(root) if root.is_dir() else [root]:
-        name = path.relative_to(root).as_posix() if root.is_dir() else ""
-        found.update(os.fsencode(name) + b"\0" + (sha256_file(path) if path.is_file() else "unreadable").encode() + b"\0")
+    for path in _walk(root):
+        image = config.source == "folder" and path.suffix.lower() in SUFFIXES
+        content = _content(path, root) if image else path if path.suffix == ".parquet" else "not read"
+        found.update(os.fsencode(path.relative_to(root).as_posix()) + b"\0")
+        found.update((_file_digest(content) if isinstance(content, Path) else content).encode() + b"\0")
     return found.hexdigest()
 
 
@@ -416,7 +420,7 @@ def _visible_folders(folder: Path, root: Path, skipped: dict[str, str]) -> dict[
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder}: can't be listed ({error.strerror})") from None
+        raise DataError(f"{error.filename}: can't be listed ({error.strerror})") from None
     for path in paths:
         if path.name.startswith("."):
             continue
@@ -435,35 +439,37 @@ def _any_image(root: Path, sides: list[str]) -> bool:
     return any(path.suffix.lower() in SUFFIXES for side in sides for path in (root / side).iterdir())
 
 
-def _files(folder: Path, root: Path, skipped: dict[str, str]) -> Iterator[Path]:
-    """Image files of a class folder, sorted folder by folder; other files are noted in `skipped`."""
-    for here, folders, files in os.walk(folder, onerror=_cannot_list):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in folders:
-            if (path := Path(here, name)).is_symlink():
-                skipped[_origin(path, root)] = "a link to a folder: not followed"
-        for name in sorted(files):
-            path = Path(here, name)
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() in SUFFIXES | UNSUPPORTED:
-                yield path
-            else:
-                skipped[_origin(path, root)] = "not an image file"
-
-
-def _all_files(root: Path) -> Iterator[Path]:
-    """Every visible file, sorted folder by folder; links to folders aren't followed."""
+def _walk(root: Path) -> Iterator[Path]:
+    """Every visible file and every link to a folder, which isn't followed, sorted folder by folder."""
     for here, folders, files in os.walk(root, onerror=_cannot_list):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (path for name in folders if (path := Path(here, name)).is_symlink())
         yield from (Path(here, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _files(folder: Path, root: Path, skipped: dict[str, str]) -> Iterator[Path]:
+    """Image files of a class folder; other files are noted in `skipped`."""
+    for path in _walk(folder):
+        if path.is_symlink() and path.is_dir():
+            skipped[_origin(path, root)] = "a link to a folder: not followed"
+        elif path.suffix.lower() in SUFFIXES | UNSUPPORTED:
+            yield path
+        else:
+            skipped[_origin(path, root)] = "not an image file"
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
 
 
 def _cannot_list(error: OSError) -> None:
     raise DataError(f"{error.filename}: can't be listed ({error.strerror})")
 
 
-def _content(path: Path, root: Path) -> _Content:
+def _content(path: Path, root: Path) -> Path | str:
     """The path, or why it isn't opened: a link out of `root`, a pipe, a format that isn't decoded."""
     if path.suffix.lower() in UNSUPPORTED:
         return f"{path.suffix.lower()} files aren't decoded; save it as PNG"
@@ -672,8 +678,8 @@ def _read(
     except _Unreadable:
         raise
     except Exception as error:  # whatever a decoder makes of a damaged file (struct.error, IndexError, ...)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise _Unreadable(f"damaged: {reason.splitlines()[0]}") from None
+        system = error.strerror if isinstance(error, OSError) else None
+        raise _Unreadable(system or f"damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
 def _open(content: Path | bytes | np.ndarray, changes: list[str]) -> Image.Image:

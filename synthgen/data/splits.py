@@ -18,8 +18,8 @@ def split(real: RealImages, config: SplitConfig, near: Int64[np.ndarray, " n"] |
     """Role -> sorted row indices of `real.batch`, disjoint; fixed by the data, `config` and nothing else.
 
     A number of 1 or more is a count; a fraction is a share of the images that aren't a given test split, and for test
-    itself a share of all. A given test split is the only pool of test: a count takes that many of it, a fraction takes
-    all of it. `train=None` takes what is left; rows in no role are used by nobody.
+    itself a share of all. A given test split is the only pool of test: a count takes that many of it, a fraction (0 too)
+    takes all of it. `train=None` takes what is left; rows in no role are used by nobody.
 
     Test is drawn first and doesn't change with the other sizes; then val, reference and train, so that of two runs that
     differ in `train` alone the smaller train split is a part of the larger. Each draw is stratified: every class has the

@@ -71,7 +71,7 @@ ARMS: dict[str, Arm] = {
     "pseudo_labels": Arm("pseudo_labels", False, "real, augmentation, pseudo-labelled reference images"),
     "real_aug_trainval": Arm("real_aug_trainval", False, "all labelled real images (val too), augmentation"),
     "synthetic_gated": Arm("synthetic_gated", False, "real, augmentation, gated synthetic"),
-    "synthetic_gated_committee": Arm("synthetic_gated", True, "the same, committee of as many networks"),
+    "synthetic_gated_committee": Arm("synthetic_gated", True, "real, augmentation, gated synthetic, committee of networks"),
     "synthetic_gated_trainval": Arm("synthetic_gated_trainval", False, "all labelled real images, augmentation, gated synthetic"),
     "synthetic_ungated": Arm("synthetic_ungated", False, "real, augmentation, ungated synthetic"),
     "synthetic_only": Arm("synthetic_only", False, "gated synthetic alone, augmentation"),

@@ -141,7 +141,10 @@ def choose_best_real(arms: tuple[str, ...], trained: dict[Cell, Trained], val: B
     judged = [arm for arm in arms if arm in RIVAL and not RECIPES[ARMS[arm].recipe].val]
 
     def strength(arm: str) -> tuple[float, float]:
-        scores = [score(mean_probabilities(arm, seed, config, {c: t.val for c, t in trained.items()}), val) for seed in range(config.seeds)]
+        scores = [
+            score(mean_probabilities(arm, seed, config, {c: t.val for c, t in trained.items()}), val)
+            for seed in range(config.seeds)
+        ]
         return float(np.mean([s[0] for s in scores])), -float(np.mean([s[1] for s in scores]))
 
     return max(judged, key=strength)
@@ -190,8 +193,17 @@ def assess(
             seconds = round(sum(m.seconds for m in members), 3)
             rows.append(
                 GainRow(
-                    arm, seed, members[0].num_real, members[0].num_synthetic, steps, len(members),
-                    val_accuracy, val_loss, test_accuracy, test_loss, seconds,
+                    arm,
+                    seed,
+                    members[0].num_real,
+                    members[0].num_synthetic,
+                    steps,
+                    len(members),
+                    val_accuracy,
+                    val_loss,
+                    test_accuracy,
+                    test_loss,
+                    seconds,
                 )  # fmt: skip
             )
     decisive = tuple((RIVAL[base], base) for base in (best_real, "real_aug_trainval") if base in arms)

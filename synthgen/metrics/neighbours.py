@@ -15,6 +15,7 @@ from synthgen.shapes import Float, Int64, UInt8
 CHUNK = 512
 
 Images = UInt8[Array, "n c h w"] | Float[Array, "n c h w"]
+BaseImages = UInt8[Array, "m c h w"] | Float[Array, "m c h w"]
 
 
 def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -71,7 +72,9 @@ def blur(images: Images) -> Float[Tensor, "n c h w"]:
     return (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 4
 
 
-def shifted_distances(queries: Images, base: Images, search_px: int, flip: bool) -> Iterator[tuple[slice, Float[Tensor, "b m"]]]:
+def shifted_distances(
+    queries: Images, base: BaseImages, search_px: int, flip: bool
+) -> Iterator[tuple[slice, Float[Tensor, "b m"]]]:
     """Tiles of distances between blurred images, the least over shifts and the mirror image of the query.
 
     The distance is the root mean square over the pixels where both overlap, in units of the full range [0, 1]. Images
@@ -104,7 +107,7 @@ def shifted_distances(queries: Images, base: Images, search_px: int, flip: bool)
 
 
 def nearest_shifted(
-    queries: Images, train: Images, search_px: int, flip: bool
+    queries: Images, train: BaseImages, search_px: int, flip: bool
 ) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"]]:
     """Distance to and row of the training image that each query may be a copy of, under `shifted_distances`.
 

@@ -75,9 +75,9 @@ def collect(run: Path) -> Evidence:
     """Reads a run folder; the test split is never opened.
 
     Raises:
-        DataError: no `verdict.json` or no `config.yaml`: the run isn't finished.
+        DataError: no `verdict.json`: the run isn't finished.
     """
-    verdict, config = _verdict(run), _text(run / "config.yaml")
+    verdict = _verdict(run)
     missing: list[str] = []
 
     def part(name: str, read: Callable[[Path], T]) -> T | None:
@@ -90,6 +90,10 @@ def collect(run: Path) -> Evidence:
         return None
 
     def generator(name: str) -> GeneratorEvidence:
+        if (run / "gate" / "gate.json").is_file() and not (run / "gate" / name).is_dir():
+            missing.append(f"the images of {name!r}: they were made elsewhere, and this run judged them where they are")
+            judged = part("gate/gate.json", lambda path: GateReport.from_json(_object(path), str(path)))
+            return GeneratorEvidence(name, {}, judged, None, part("gate/scores.parquet", _scores) or Scores())
         return GeneratorEvidence(
             name,
             losses=part(f"train/{name}/train.json", _losses) or {},
@@ -101,7 +105,7 @@ def collect(run: Path) -> Evidence:
     return Evidence(
         name=run.resolve().name,
         verdict=verdict,
-        config=config,
+        config=part("config.yaml", _text) or "",
         spec=part("split/dataset.json", lambda path: DatasetSpec.from_json(_object(path), str(path))),
         train=part("split/train.parquet", raw.read),
         audit=part("audit/report.json", _object),

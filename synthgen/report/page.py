@@ -13,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from synthgen.report import charts
+from synthgen.report.audit import audit_view
 from synthgen.report.evidence import Evidence, collect
 from synthgen.report.samples import Sheets, generator_view
 from synthgen.report.wording import duration, interval, num, pct, signed, words
-from synthgen.types import GainReport
 
 HEADLINES = {
     "use": "Use these samples.",
@@ -34,7 +34,7 @@ def build(run: Path) -> str:
     """The report of a run as HTML, from what stands in its folder alone.
 
     Raises:
-        DataError: no `verdict.json` or no `config.yaml`. Any other part that is missing is said in the page.
+        DataError: no `verdict.json`. Any other part that is missing is said in the page.
     """
     return render(collect(run))
 
@@ -46,6 +46,7 @@ def render(evidence: Evidence) -> str:
     sheets = Sheets()
     folder = Path(__file__).parent
     verdict = evidence.verdict
+    names = arm_names(verdict)
     shown = [generator_view(evidence, generator, sheets) for generator in evidence.generators]
     plotly = get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script")
     script = (folder / "page.js").read_text(encoding="utf-8")
@@ -66,11 +67,12 @@ def render(evidence: Evidence) -> str:
         kind=verdict.get("verdict"),
         headline=HEADLINES.get(verdict.get("verdict", ""), f"Verdict: {verdict.get('verdict')}"),
         explained=EXPLAINED.get(verdict.get("verdict", ""), ""),
-        facts=key_facts(evidence),
+        facts=key_facts(evidence, names),
         generators=shown,
-        forest=forest(evidence),
+        names=names,
+        forest=forest(evidence, names),
         arms=arms(verdict),
-        audit=outline(evidence.audit),
+        audit=audit_view(evidence, sheets),
         cost=cost(evidence.seconds),
         command=f"synthgen run {shlex.quote(evidence.name + '/config.yaml')} --out {shlex.quote(evidence.name + '-again')}",
         sheets=sheets.css(),
@@ -84,21 +86,16 @@ def render(evidence: Evidence) -> str:
 # What is said on top
 
 
-def key_facts(evidence: Evidence) -> list[tuple[str, str, str]]:
+def key_facts(evidence: Evidence, names: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(what, figure, explanation) of the figures that matter most."""
     verdict, facts = evidence.verdict, []
     best = verdict.get("best_generator")
-    decisive = _decisive(evidence.gain)
-    for interval_ in evidence.gain.intervals if evidence.gain else ():
-        if (interval_.arm, interval_.baseline) == next(iter(decisive), None):
-            facts.append(
-                (
-                    "gain",
-                    f"{signed(interval_.difference)} points",
-                    f"95% interval {signed(interval_.low)} to {signed(interval_.high)}; {words(interval_.arm)} against "
-                    f"{words(interval_.baseline)}, {interval_.seeds} seeds",
-                )
-            )
+    gain = evidence.gain
+    for i in gain.intervals if gain else ():
+        if gain and (i.arm, i.baseline) == next(iter(gain.decisive), None):
+            compared = f"{_named(names, i.arm)}, against {_named(names, i.baseline)}"
+            said = f"95% interval {interval((i.low, i.high))}, {i.seeds} seeds. {compared}"
+            facts.append(("gain", f"{signed(i.difference)} points", said))
     if best:
         gate = (verdict.get("gate") or {}).get(best) or {}
         kept, candidates = gate.get("kept"), gate.get("candidates")
@@ -113,37 +110,44 @@ def key_facts(evidence: Evidence) -> list[tuple[str, str, str]]:
     return facts
 
 
-# Gain, audit, cost
+# Gain, cost
 
 
-def forest(evidence: Evidence) -> dict[str, Any] | None:
+def forest(evidence: Evidence, names: Mapping[str, str]) -> dict[str, Any] | None:
     """The differences of all arms: figure and rows; from the gain study, or else from the verdict."""
-    rows = []
-    decisive = _decisive(evidence.gain)
-    for i in evidence.gain.intervals if evidence.gain else ():
-        against = "" if i.baseline == (evidence.gain.best_real if evidence.gain else "") else f" against {words(i.baseline)}"
-        rows.append(charts.Estimate(words(i.arm) + against, i.difference, i.low, i.high, (i.arm, i.baseline) in decisive))
-    if not rows:
-        for name, arm in (evidence.verdict.get("arms") or {}).items():
-            mean, low, high = (arm.get(key) for key in ("difference", "difference_low", "difference_high"))
-            if all(isinstance(figure, (int, float)) for figure in (mean, low, high)):
-                rows.append(charts.Estimate(words(name), mean, low, high, False))
+    gain, rows = evidence.gain, []
+    decisive = gain.decisive if gain else ()
+    for i in gain.intervals if gain else ():
+        against = "" if gain and i.baseline == gain.best_real else f" (against: {_named(names, i.baseline)})"
+        row = charts.Estimate(_named(names, i.arm) + against, i.difference, i.low, i.high, (i.arm, i.baseline) in decisive)
+        rows.append(row)
+    for arm, said in (evidence.verdict.get("arms") or {}).items() if not rows else ():
+        mean, low, high = (said.get(key) for key in ("difference", "difference_low", "difference_high"))
+        if all(isinstance(figure, (int, float)) for figure in (mean, low, high)) and not said.get("best_real"):
+            rows.append(charts.Estimate(_named(names, arm), mean, low, high, False))
     if not rows:
         return None
     rows.sort(key=lambda row: -row.difference)
-    baseline = words(evidence.gain.best_real) if evidence.gain else "the best arm of real images"
     return {
         "figure": charts.forest(rows, "difference, points of test accuracy"),
-        "rows": rows,
-        "baseline": baseline,
-        "intervals": sorted(evidence.gain.intervals, key=lambda i: -i.difference) if evidence.gain else [],
+        "baseline": _named(names, gain.best_real) if gain else "the best arm of real images",
+        "intervals": sorted(gain.intervals, key=lambda i: -i.difference) if gain else [],
         "decisive": decisive,
     }
 
 
+def arm_names(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """Arm -> what it is, in words."""
+    return {arm: str(said.get("meaning") or words(arm)) for arm, said in (verdict.get("arms") or {}).items()}
+
+
+def _named(names: Mapping[str, str], arm: str) -> str:
+    return names.get(arm, words(arm))
+
+
 def arms(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table of arms, the most accurate first; what the verdict doesn't say is None."""
-    columns = ["test_accuracy", "low", "high", "seeds", "num_real", "num_synthetic", "seconds", "difference"]
+    columns = ["test_accuracy", "low", "high", "seeds", "num_real", "num_synthetic", "seconds", "difference", "best_real"]
     rows = [
         {"name": name, **{column: arm.get(column) for column in columns}} for name, arm in (verdict.get("arms") or {}).items()
     ]
@@ -154,39 +158,6 @@ def cost(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
     """(stage, seconds, share of the longest)."""
     longest = max(seconds.values(), default=0) or 1
     return [(stage, value, value / longest) for stage, value in seconds.items()]
-
-
-def outline(data: Mapping[str, Any] | None) -> list[tuple[str, str, Any]]:
-    """JSON of any layout as blocks: ("facts", "", pairs), ("counts", title, pairs) or ("list", title, lines)."""
-    if data is None:
-        return []
-    plain = {k: v for k, v in data.items() if k != "schema"}
-    scalars = [(words(k), _shown(v)) for k, v in plain.items() if not isinstance(v, (dict, list))]
-    blocks: list[tuple[str, str, Any]] = [("facts", "", scalars)] if scalars else []
-    for key, value in plain.items():
-        if isinstance(value, dict) and value:
-            blocks.append(("counts", words(key), [(str(k), _shown(v)) for k, v in value.items()]))
-        elif isinstance(value, list) and value:
-            blocks.append(("list", words(key), [_shown(item) for item in value]))
-        elif isinstance(value, (dict, list)):
-            blocks.append(("facts", "", [(words(key), "none")]))
-    return blocks
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "—"}[value]
-    if isinstance(value, (int, float)):
-        return num(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{words(str(k))} {_shown(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(_shown(item) for item in value) or "none"
-    return str(value)
-
-
-def _decisive(gain: GainReport | None) -> tuple[tuple[str, str], ...]:
-    return gain.decisive if gain else ()
 
 
 def _csp_hash(script: str) -> str:

@@ -134,11 +134,11 @@ def _check_member(path: Path, member: tarfile.TarInfo, number: int) -> None:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """tarfile takes a damaged header in the middle for the end of the archive."""
+    """tarfile takes a damaged header, and the end of the file, for the end of the archive."""
     with open(path, "rb") as file:
         file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise DataError(f"{path}: damaged after {offset:,} bytes; copy or download it again")
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{path}: damaged or cut off after {offset:,} bytes; copy or download it again")
 
 
 def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Member:

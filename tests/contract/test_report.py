@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthgen import storage
+from synthgen.data.audit import AuditReport, Duplicates, LabelIssues, Offenders
 from synthgen.errors import DataError
 from synthgen.report import page
 from synthgen.report.sprites import COLUMNS, sprite
@@ -47,18 +49,23 @@ def fake_run(
     storage.write_json(run / "split" / "dataset.json", spec.to_json())
     raw.write(run / "split" / "train.parquet", [train], spec)
     storage.write_text(run / "split" / "test.parquet", "locked: opening this is an error")
-    storage.write_json(
-        run / "audit" / "report.json",
-        {"schema": "synthgen.audit/1", "images": len(images), "classes": dict.fromkeys(spec.class_names, 3),
-         "broken": [{"file": f"{ALERT}.png", "why": "not an image"}], "conversions": {}, "near_duplicates": []},
+    duplicates = Duplicates(2, 5, 1, 0, (keys[:2], keys[2:5]))
+    audit = AuditReport(
+        spec=spec, num_images=len(images), class_counts=dict.fromkeys(spec.class_names, 12),
+        split_counts={"train": dict.fromkeys(spec.class_names, 3), "reference": {"unlabelled": 9}}, num_unused=1,
+        sizes={"8x8": len(images)}, converted={"16-bit scaled": 2}, num_quarantined=1,
+        quarantined={f"{ALERT}.png": "not an image"}, exact_duplicates=duplicates, near_duplicates=duplicates,
+        left_out=Offenders(0, ()), constant=Offenders(0, ()),
+        label_issues=LabelIssues(100, 5, 0.93, 3, keys[:3], "logistic regression on pixels"), notes=("1 group across splits",),
     )  # fmt: skip
+    storage.write_json(run / "audit" / "report.json", audit.to_json())
     gates = {}
     for model in models:
         fakes = np.clip(images.astype(int) + rng.normal(0, 30, images.shape), 0, 255).astype(np.uint8)
         candidates = Batch(fakes, labels, tuple(f"3fa9c1d2-{i:08d}" for i in range(len(fakes))))
         raw.write(run / "candidates" / model / "candidates.parquet", [candidates], spec)
         losses = [[step, float(np.exp(-step / 100) + 0.2 + 0.03 * rng.random())] for step in range(1, 400, 4)]
-        storage.write_json(run / "train" / model / "train.json", {"losses": losses, "seconds": 12.3})
+        storage.write_json(run / "train" / model / "train.json", {"losses": {"loss": losses}, "seconds": 12.3})
         storage.write_json(run / "train" / model / "timing.json", {"seconds": 12.3})
         signals = {name: rng.random(len(fakes)) for name in REASONS.values()}
         dropped = {
@@ -99,7 +106,8 @@ def fake_run(
                       (("real_aug_synthetic", "real_aug_mixup"),))  # fmt: skip
     storage.write_json(run / "gain" / "gain.json", gain.to_json())
     arms = {
-        i.arm: {"test_accuracy": 0.9 + i.difference / 100, "low": 0.88, "high": 0.92, "seeds": 5, "num_real": 50,
+        i.arm: {"meaning": f"{i.arm} in words", "best_real": False,
+                "test_accuracy": 0.9 + i.difference / 100, "low": 0.88, "high": 0.92, "seeds": 5, "num_real": 50,
                 "num_synthetic": 400, "seconds": 14.2, "difference": i.difference,
                 "difference_low": i.low, "difference_high": i.high}
         for i in intervals[:4]
@@ -163,7 +171,8 @@ def test_every_section_is_there(run):
     assert {link.lstrip("#") for link in links} <= set(ids)
     for said in (
         "There isn\u2019t enough evidence.", "+0.35 points", "recall is 0.31", "\u221261.0", "4.1% of held-out real",
-        "off support", "synthgen run 'run 1/config.yaml'", "real aug mixup", "dpmpp_2m, 12",
+        "off support", "synthgen run 'run 1/config.yaml'", "real aug mixup", "1 group across splits", "16-bit scaled",
+        "real_aug in words", "dpmpp_2m, 12",
         "1 min 20 s", "refused", "not an image",
     ):  # fmt: skip
         assert said in parsed.text, said
@@ -219,6 +228,7 @@ def test_nothing_is_loaded_from_anywhere(run):
 @pytest.mark.parametrize(
     "part",
     [
+        "config.yaml",
         "split/dataset.json", "split/train.parquet", "audit/report.json", "train/vae/train.json", "gate/vae/gate.json",
         "gate/vae/scores.parquet", "candidates/vae/candidates.parquet", "gain/gain.json", "shards/MANIFEST.json",
     ],
@@ -226,11 +236,23 @@ def test_nothing_is_loaded_from_anywhere(run):
 @pytest.mark.parametrize("how", ["missing", "damaged"])
 def test_a_part_that_is_missing_is_said(run, part, how):
     path = run / part
-    path.unlink() if how == "missing" else path.write_bytes(b"[1]")
+    path.unlink() if how == "missing" else path.write_bytes(b"\xff[1]")
     parsed = Page(page.build(run))
     text = parsed.text[parsed.text.index("What this page couldn") :]
     assert part.removesuffix("MANIFEST.json").rstrip("/") in text
     assert str(run) not in parsed.text  # a page that is sent around tells nobody where it was made
+
+
+def test_candidates_from_elsewhere_have_their_gate_table(run):
+    verdict = storage.read_json(run / "verdict.json")
+    storage.write_json(run / "verdict.json", verdict | {"gate": {"<b>x": verdict["gate"]["vae"]}, "best_generator": "<b>x"})
+    for name in ("gate.json", "scores.parquet"):
+        (run / "gate" / "vae" / name).rename(run / "gate" / name)
+    for name in ("gate/vae", "gate/diffusion", "train", "candidates"):
+        shutil.rmtree(run / name)
+    text = Page(page.build(run)).text
+    assert "they were made elsewhere" in text
+    assert "recall is 0.31" in text
 
 
 def test_a_bare_verdict_is_a_page(run, tmp_path):
@@ -240,10 +262,9 @@ def test_a_bare_verdict_is_a_page(run, tmp_path):
     text = Page(page.build(bare)).text
     assert "Don\u2019t use these samples." in text
     assert "No gain study stands in this run." in text
-    for name in ("verdict.json", "config.yaml"):
-        (run / name).unlink()
-        with pytest.raises(DataError, match="no such file"):
-            page.build(run)
+    (run / "verdict.json").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        page.build(run)
 
 
 def test_many_classes_are_counted_not_shown(tmp_path):

@@ -165,6 +165,8 @@ def test_datasets_reads_an_export(tmp_path, channels, way, monkeypatch):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     export(tmp_path / "export", channels)
+    for name in ("stage.json", "timing.json"):  # stand beside an export that a run made
+        storage.write_json(tmp_path / "export" / name, {})
     batch, infos = samples_of(channels)
     if way == "files":
         where = {"path": "parquet", "data_files": str(tmp_path / "export" / "parquet" / "*.parquet")}
@@ -326,7 +328,8 @@ def test_a_hostile_archive_is_refused(tmp_path, members, said):
 def test_limits_and_damage(tmp_path, monkeypatch):
     path = tar_of(tmp_path / "a.tar", {f"{i}.{ext}": data for i in range(9) for ext, data in (("png", png()), ("cls", b"0"))})
     data = path.read_bytes()
-    for damaged in (data[:3000], data[:5120] + b"\xff" * 512 + data[5632:], b"plain text", b""):
+    boundary = 6 * 1024  # a header and a block of data for each file: the fourth sample begins here
+    for damaged in (data[:3000], data[:boundary], data[:boundary] + b"\xff" * 512 + data[boundary + 512 :], b"plain text", b""):
         path.write_bytes(damaged)
         with pytest.raises(DataError):
             load(path)

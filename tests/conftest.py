@@ -1,0 +1,61 @@
+"""One tiny data set and one tiny configuration for all tests; shapes in annotations are checked while the tests run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+from jaxtyping import install_import_hook
+
+CHECKED = (
+    "synthgen.models",
+    "synthgen.metrics",
+    "synthgen.sampling",
+    "synthgen.training",
+    "synthgen.data.transforms",
+    "synthgen.gain",
+)
+install_import_hook(list(CHECKED), "beartype.beartype")
+
+import numpy as np
+import pytest
+import torch
+
+from synthgen.config.load import load
+from synthgen.config.schema import RunConfig
+from synthgen.types import Batch, DatasetSpec
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> RunConfig:
+    """The smallest recipe, with a handful of steps."""
+    few = [f"generators.{name}.steps=4" for name in ("vae", "gan", "diffusion")]
+    return load("digits-smoke", [*few, "generators.diffusion.sampling_steps=3", "features.steps=4", "classifier.steps=4"])
+
+
+def toy_images(n: int, shape: tuple[int, int, int], classes: int, seed: int = 0) -> Batch:
+    """Images whose brightness pattern tells the class, with noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    patterns = rng.integers(0, 200, (classes, *shape))
+    images = np.clip(patterns[labels] + rng.normal(0, 25, (n, *shape)), 0, 255).astype(np.uint8)
+    return Batch(images, labels.astype(np.int64), tuple(f"real-{i:06d}" for i in range(n)))
+
+
+@pytest.fixture
+def toy() -> Batch:
+    """24 grey 8x8 images of 3 classes."""
+    return toy_images(24, (1, 8, 8), 3)
+
+
+@pytest.fixture
+def toy_spec() -> DatasetSpec:
+    """What `toy` is."""
+    return DatasetSpec("toy", (1, 8, 8), ("a", "b", "c"), False, "0" * 64)
