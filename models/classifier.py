@@ -99,7 +99,7 @@ class Classifier(pl.LightningModule):
         """Keys dropout by the step."""
         torch.manual_seed(int(randomness.stream(self.seed, "classifier/layers", self.step).integers(2**62)))
 
-    def training_step(self, batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, "b"]], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]], batch_idx: int) -> Tensor:
         """Mean cross-entropy in nats."""
         images, labels = batch
         draws = randomness.stream(self.seed, "classifier/augment", self.step)

@@ -56,8 +56,8 @@ class EDMNetwork(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
-        sigma: Float[Tensor, "b"],
-        labels: Int64[Tensor, "b"],
+        sigma: Float[Tensor, " b"],
+        labels: Int64[Tensor, " b"],
         parameters: Float[Tensor, "b p"],
     ) -> Float[Tensor, "b c h w"]:
         s, d = sigma[:, None, None, None], self.sigma_data
@@ -104,7 +104,7 @@ class Diffusion(Generator):
         return self.adam(self.network.parameters(), self.config.lr)
 
     @torch.no_grad()
-    def sample(self, labels: Int64[Tensor, "b"], noise: Noise) -> Float[Tensor, "b c h w"]:
+    def sample(self, labels: Int64[Tensor, " b"], noise: Noise) -> Float[Tensor, "b c h w"]:
         c, network = self.config, cast(EDMNetwork, self.ema.network)
         first = noise("image", self.spec.image_shape)
         none = first.new_zeros(len(labels), NUM_PARAMETERS)

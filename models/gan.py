@@ -7,6 +7,7 @@ al. 2020.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,12 +36,10 @@ class GeneratorNetwork(nn.Module):
         self.label = nn.Embedding(spec.num_classes, config.latent_dim)
         self.top = (ladder[-1], sizes[-1], sizes[-1])
         self.stem = nn.Linear(embedding, ladder[-1] * sizes[-1] ** 2)
-        self.up = nn.ModuleList(
-            ConditionalBlock(b, a, embedding, "up") for a, b in reversed(list(zip(ladder[:-1], ladder[1:], strict=True)))
-        )
+        self.up = nn.ModuleList(ConditionalBlock(b, a, embedding, "up") for a, b in reversed(list(itertools.pairwise(ladder))))
         self.head = nn.Sequential(group_norm(ladder[0]), nn.SiLU(), nn.Conv2d(ladder[0], channels, 3, padding=1), nn.Tanh())
 
-    def forward(self, z: Float[Tensor, "b d"], labels: Int64[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, z: Float[Tensor, "b d"], labels: Int64[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         embedding = torch.cat([z, self.label(labels)], dim=1)
         x = self.stem(embedding).unflatten(1, self.top)
         for block in self.up:
@@ -56,15 +55,13 @@ class Discriminator(nn.Module):
         channels, height, _ = spec.image_shape
         ladder = widths(config.width, len(resolutions(height)))
         self.stem = spectral_norm(nn.Conv2d(channels, ladder[0], 3, padding=1))
-        self.conv1 = nn.ModuleList(
-            spectral_norm(nn.Conv2d(a, b, 3, padding=1)) for a, b in zip(ladder[:-1], ladder[1:], strict=True)
-        )
+        self.conv1 = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 3, padding=1)) for a, b in itertools.pairwise(ladder))
         self.conv2 = nn.ModuleList(spectral_norm(nn.Conv2d(b, b, 3, padding=1)) for b in ladder[1:])
-        self.skip = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 1)) for a, b in zip(ladder[:-1], ladder[1:], strict=True))
+        self.skip = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 1)) for a, b in itertools.pairwise(ladder))
         self.out = spectral_norm(nn.Linear(ladder[-1], 1))
         self.label = spectral_norm(nn.Embedding(spec.num_classes, ladder[-1]))
 
-    def forward(self, x: Float[Tensor, "b c h w"], labels: Int64[Tensor, "b"]) -> Float[Tensor, "b"]:
+    def forward(self, x: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         x = self.stem(x)
         for conv1, conv2, skip in zip(self.conv1, self.conv2, self.skip, strict=True):
             y = conv2(F.leaky_relu(conv1(F.leaky_relu(x, 0.1)), 0.1))
@@ -128,7 +125,7 @@ class GAN(Generator):
         return optimizers, schedules
 
     @torch.no_grad()
-    def sample(self, labels: Int64[Tensor, "b"], noise: Noise) -> Float[Tensor, "b c h w"]:
+    def sample(self, labels: Int64[Tensor, " b"], noise: Noise) -> Float[Tensor, "b c h w"]:
         return self.ema.network(noise("latent", (self.config.latent_dim,)), labels)
 
 

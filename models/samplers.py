@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -15,16 +16,16 @@ from synthgen.shapes import Float
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Float[Tensor, "t"]:
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Float[Tensor, " t"]:
     """Noise levels from sigma_max down to sigma_min, then 0; shape (steps + 1,) (Karras et al. 2022, equation 5)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)]).float()
 
 
-def heun(denoise: Denoiser, x: Float[Tensor, "b c h w"], sigmas: Float[Tensor, "t"]) -> Float[Tensor, "b c h w"]:
+def heun(denoise: Denoiser, x: Float[Tensor, "b c h w"], sigmas: Float[Tensor, " t"]) -> Float[Tensor, "b c h w"]:
     """Heun's second-order method (Karras et al. 2022, algorithm 1 without churn): 2 steps - 1 network calls."""
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         slope = (x - denoise(x, sigma)) / sigma
         euler = x + (following - sigma) * slope
         if following == 0:
@@ -34,10 +35,10 @@ def heun(denoise: Denoiser, x: Float[Tensor, "b c h w"], sigmas: Float[Tensor, "
     return x
 
 
-def dpmpp_2m(denoise: Denoiser, x: Float[Tensor, "b c h w"], sigmas: Float[Tensor, "t"]) -> Float[Tensor, "b c h w"]:
+def dpmpp_2m(denoise: Denoiser, x: Float[Tensor, "b c h w"], sigmas: Float[Tensor, " t"]) -> Float[Tensor, "b c h w"]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) in the EDM parametrisation: one network call a step."""
     previous = None
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         denoised = denoise(x, sigma)
         if previous is None or following == 0:
             direction = denoised

@@ -7,6 +7,7 @@ error), so the weight of the KL term needs no tuning.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar, cast
 
 import torch
@@ -29,7 +30,7 @@ class Condition(nn.Module):
         self.label = nn.Embedding(num_classes, embedding)
         self.augmentation = nn.Linear(NUM_PARAMETERS, embedding, bias=False)
 
-    def forward(self, labels: Int64[Tensor, "b"], parameters: Float[Tensor, "b p"]) -> Float[Tensor, "b e"]:
+    def forward(self, labels: Int64[Tensor, " b"], parameters: Float[Tensor, "b p"]) -> Float[Tensor, "b e"]:
         return self.label(labels) + self.augmentation(parameters)
 
 
@@ -48,15 +49,13 @@ class VAENetwork(nn.Module):
         # encoder: image, condition -> mean and log variance of the latent
         self.encoder_condition = Condition(spec.num_classes, embedding)
         self.stem = nn.Conv2d(channels, ladder[0], 3, padding=1)
-        self.down = nn.ModuleList(ConditionalBlock(a, b, embedding, "down") for a, b in zip(ladder[:-1], ladder[1:], strict=True))
+        self.down = nn.ModuleList(ConditionalBlock(a, b, embedding, "down") for a, b in itertools.pairwise(ladder))
         self.to_latent = nn.Linear(flat, 2 * config.latent_dim)
 
         # decoder: latent, condition -> mean of the image
         self.decoder_condition = Condition(spec.num_classes, embedding)
         self.from_latent = nn.Linear(config.latent_dim, flat)
-        self.up = nn.ModuleList(
-            ConditionalBlock(b, a, embedding, "up") for a, b in reversed(list(zip(ladder[:-1], ladder[1:], strict=True)))
-        )
+        self.up = nn.ModuleList(ConditionalBlock(b, a, embedding, "up") for a, b in reversed(list(itertools.pairwise(ladder))))
         self.head = nn.Sequential(group_norm(ladder[0]), nn.SiLU(), nn.Conv2d(ladder[0], channels, 3, padding=1), nn.Tanh())
 
     def encode(self, x: Tensor, labels: Tensor, parameters: Tensor) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
@@ -106,11 +105,11 @@ class VAE(Generator):
         return self.adam(self.network.parameters(), self.config.lr)
 
     @torch.no_grad()
-    def sample(self, labels: Int64[Tensor, "b"], noise: Noise) -> Float[Tensor, "b c h w"]:
+    def sample(self, labels: Int64[Tensor, " b"], noise: Noise) -> Float[Tensor, "b c h w"]:
         z = noise("latent", (self.config.latent_dim,))
         return cast(VAENetwork, self.ema.network).decode(z, labels, z.new_zeros(len(labels), NUM_PARAMETERS))
 
 
-def kl_divergence(mean: Float[Tensor, "b d"], logvar: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+def kl_divergence(mean: Float[Tensor, "b d"], logvar: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
     """KL(N(mean, exp(logvar)) || N(0, 1)) in nats."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)

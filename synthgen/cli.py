@@ -118,7 +118,7 @@ def audit(
     config = _config(recipe, None, overrides, source)
     folder = out or Path("outputs") / config.name
     from synthgen import jobs, storage
-    from synthgen.data.audit import show
+    from synthgen.screen import show_audit
 
     def job(order: Any) -> Any:
         with storage.lock(folder):
@@ -126,7 +126,7 @@ def audit(
         return storage.read_json(folder / "audit" / "report.json")
 
     report = _watch(config, restart, quiet, job)
-    _print(report, json, quiet, lambda: show(report))
+    _print(report, json, quiet, lambda: show_audit(report, str(folder)))
 
 
 def train(

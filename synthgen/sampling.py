@@ -22,7 +22,7 @@ from synthgen.shapes import Int64
 from synthgen.types import Batch
 
 
-def label_plan(labels: Int64[np.ndarray, "n"], num_classes: int, num: int, plan: str, seed: int) -> Int64[np.ndarray, "m"]:
+def label_plan(labels: Int64[np.ndarray, " n"], num_classes: int, num: int, plan: str, seed: int) -> Int64[np.ndarray, " m"]:
     """Which class each candidate gets: "match" the class mix of `labels`, or "balanced".
 
     Counts are exact (largest remainders); the order is shuffled by the seed, so a chunk mixes classes.
@@ -37,7 +37,7 @@ def label_plan(labels: Int64[np.ndarray, "n"], num_classes: int, num: int, plan:
 
 def sample(
     generator: Generator,
-    labels: Int64[np.ndarray, "n"],
+    labels: Int64[np.ndarray, " n"],
     *,
     seed: int,
     chunk: int,

@@ -54,7 +54,9 @@ class Screen:
 
     def advance(self, task: str, steps: int = 1, note: str = "") -> None:
         if self.bars and task in self.tasks:
-            self.bars.update(self.tasks[task], advance=steps, **({"note": escape(note)} if note else {}))
+            self.bars.advance(self.tasks[task], steps)
+            if note:
+                self.bars.update(self.tasks[task], note=escape(note))
 
     def finish(self, task: str, line: str) -> None:
         self._remove(task)
@@ -149,3 +151,25 @@ def show_gate(report: Any, folder: str) -> None:
     for reason in report.reasons:
         console.print(f"  - {escape(reason)}")
     console.print(f"gate:    {escape(folder)}/gate/gate.json")
+
+
+def show_audit(report: Mapping[str, Any], folder: str) -> None:
+    """Images by class and split, and what the audit noted."""
+    console = Console(highlight=False, soft_wrap=True)
+    counts = report["split_counts"]
+    table = Table(title=f"{report['spec']['name']}: {report['num_images']:,} images", title_justify="left", title_style="bold")
+    table.add_column("class")
+    for role in counts:
+        table.add_column(role, justify="right")
+    table.add_column("all", justify="right")
+    for name, total in report["class_counts"].items():
+        table.add_row(
+            escape(name),
+            *(str(counts[role].get(name, "?" if "unlabelled" in counts[role] else 0)) for role in counts),
+            str(total),
+        )
+    table.add_row("[bold]all", *(str(sum(counts[role].values())) for role in counts), str(sum(report["class_counts"].values())))
+    console.print(table)
+    for note in report["notes"]:
+        console.print(f"  - {escape(note)}")
+    console.print(f"audit:   {escape(folder)}/audit/report.json")

@@ -93,7 +93,7 @@ class Batch:
     """
 
     images: UInt8[np.ndarray, "b c h w"]
-    labels: Int64[np.ndarray, b]
+    labels: Int64[np.ndarray, " b"]
     keys: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class FeatureSet:
 
     extractor: str
     features: Float[np.ndarray, "n d"]
-    labels: Int64[np.ndarray, n]
+    labels: Int64[np.ndarray, " n"]
     keys: tuple[str, ...]
 
     def __len__(self) -> int:

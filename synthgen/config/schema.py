@@ -28,7 +28,7 @@ class DataConfig(Section):
     )
     path: str | None = Field(
         None,
-        description="folder or file of the source; looked for in the working folder, then in $SYNTHGEN_DATA, then in ../shared/data",
+        description="folder or file of the source; looked for here, then in $SYNTHGEN_DATA, then in ../shared/data",
     )
     name: str | None = Field(None, description="name of the data set; the source's own name if not given")
     size_px: PositiveInt | None = Field(None, description="height and width; the images' own if they agree")

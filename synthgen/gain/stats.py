@@ -46,7 +46,7 @@ def seeds_needed(difference: float, seed_variance: float, image_variance: float)
     return max(2, math.ceil(seed_variance / room)) if room > 0 else None
 
 
-def mean_interval(values: Float[np.ndarray, "s"]) -> tuple[float, float, float]:
+def mean_interval(values: Float[np.ndarray, " s"]) -> tuple[float, float, float]:
     """Mean and 95% t interval over seeds; the interval is the mean itself for fewer than 2."""
     mean = float(np.mean(values))
     if len(values) < 2:

@@ -204,7 +204,7 @@ def assess(
                     test_accuracy,
                     test_loss,
                     seconds,
-                )  # fmt: skip
+                )
             )
     decisive = tuple((RIVAL[base], base) for base in (best_real, "real_aug_trainval") if base in arms)
     pairs = [(arm, best_real) for arm in arms if arm != best_real]

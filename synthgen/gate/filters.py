@@ -244,13 +244,16 @@ def conformal_threshold(null: Float[np.ndarray, " n"], alpha: float, bad: Litera
 
 
 def _real_dropped(null: Signals, thresholds: dict[str, float]) -> float:
-    """Share of real images dropped: what lies at a threshold counts, as of a new image it would be as likely beyond."""
-    at_or_beyond = {
-        name: null[name] >= thresholds[name] if family.bad == "high" else null[name] <= thresholds[name]
-        for name, family in FAMILIES.items()
-    }
-    together = at_or_beyond["support"] | at_or_beyond["low_level"] | at_or_beyond["copy"]
-    return float(together.mean() + at_or_beyond["label"].mean() + at_or_beyond["duplicate"].mean())
+    """Share of real images dropped; `label` and `duplicate`, which are measured on other images, are added on top.
+
+    The one image that a threshold was taken from counts: as of a new image, it would be as likely beyond.
+    """
+    dropped = {name: is_bad(name, null[name], thresholds[name]) for name in FAMILIES}
+    for name, bad in dropped.items():
+        at = np.flatnonzero(null[name] == thresholds[name])
+        bad[at] |= len(at) == 1
+    together = dropped["support"] | dropped["low_level"] | dropped["copy"]
+    return min(1.0, float(together.mean() + dropped["label"].mean() + dropped["duplicate"].mean()))
 
 
 def _duplicate_threshold(null: np.ndarray, alpha: float, num_candidates: int) -> tuple[float, float]:

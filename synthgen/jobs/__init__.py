@@ -1,0 +1,22 @@
+"""One function a job, from folders to a folder: the only place with paths and wiring.
+
+A run folder holds config.yaml, audit/, split/, features/, train/<model>/, candidates/<model>/, gate/<model>/, select/,
+shards/, gain/, report/ and verdict.json. Each is a stage (`storage.stage`): whole or to be made again, skipped when its
+settings, inputs and code agree, refused when they don't.
+"""
+
+from __future__ import annotations
+
+from synthgen.jobs.candidates import load_candidates
+from synthgen.jobs.exports import export
+from synthgen.jobs.gains import Contest, gain, select
+from synthgen.jobs.gates import features, gate, load_gate
+from synthgen.jobs.generators import generate, train
+from synthgen.jobs.order import Order
+from synthgen.jobs.real import Split, audit, is_split, source_of
+from synthgen.jobs.runs import assess, conclude, make_report, run
+
+__all__ = [
+    "Contest", "Order", "Split", "assess", "audit", "conclude", "export", "features", "gain", "gate", "generate", "is_split",
+    "load_candidates", "load_gate", "make_report", "run", "select", "source_of", "train",
+]  # fmt: skip

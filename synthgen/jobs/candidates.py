@@ -1,0 +1,61 @@
+"""Candidates from wherever they come: our own folders, exports, archives, any tool's labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from synthgen import storage
+from synthgen.config.schema import RunConfig
+from synthgen.data import sources
+from synthgen.errors import DataError
+from synthgen.jobs.generators import CANDIDATES
+from synthgen.jobs.real import source_of
+from synthgen.shards import manifest, raw, read
+from synthgen.types import Batch, DatasetSpec, SampleInfo
+
+
+def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[Batch, list[SampleInfo], str]:
+    """Candidates from a folder of ours (`generate`, `export`), a .tar, or anything that real images can come from.
+
+    Returns:
+        The images with labels numbered as the real images' are, what is known of each, and a digest of the input.
+
+    Raises:
+        DataError: nothing there; another image shape; a class that the real images don't have; an image without a label.
+    """
+    if (path / CANDIDATES).is_file():
+        batch = raw.read(path / CANDIDATES, spec)
+        about = storage.read_json(path / "candidates.json")
+        made = about["provenance"]
+        infos = [
+            SampleInfo(about["generator"], made["checkpoint"], made["seed"], int(key.rsplit("-", 1)[1])) for key in batch.keys
+        ]
+        return batch, infos, storage.folder_digest(path)
+    if path.suffix == ".tar" or (path / manifest.NAME).is_file() or _holds_tars(path):
+        found, names, known = read.load(path)
+        infos = known or [SampleInfo(path.stem, "", 0, -1) for _ in found.keys]
+        digest = storage.sha256_json([list(found.keys), sources.fingerprint(found.images, found.labels, found.keys)])
+    else:
+        source = source_of(path, config)
+        size = {"size_px": spec.image_shape[1], "channels": spec.image_shape[0]}
+        loaded = sources.load(source.data.model_copy(update={**size, "name": None, "group_column": None, "group_pattern": None}))
+        found, names, digest = loaded.batch, loaded.spec.class_names, loaded.spec.fingerprint
+        found = Batch(found.images, found.labels, tuple(key.replace("real-", "candidate-") for key in found.keys))
+        infos = [SampleInfo(path.stem, "", 0, -1) for _ in found.keys]
+    if found.images.shape[1:] != spec.image_shape:
+        raise DataError(f"{path}: images of shape {found.images.shape[1:]}, the real ones have {spec.image_shape}; resize them")
+    unknown = [name for name in names if name not in spec.class_names]
+    if unknown:
+        raise DataError(
+            f"{path}: the class {unknown[0]!r} is not one of the real images' ({', '.join(spec.class_names)}); rename it"
+        )
+    number = np.array([spec.class_names.index(name) for name in names], dtype=np.int64)
+    if (found.labels < 0).any():
+        raise DataError(f"{path}: {int((found.labels < 0).sum())} images have no label; the gate judges labelled samples")
+    return Batch(found.images, number[found.labels], found.keys), infos, digest
+
+
+def _holds_tars(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*.tar"))

@@ -1,0 +1,157 @@
+"""Candidates and the gate's word on them -> the choice of a generator, and the gain study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthgen import storage
+from synthgen.gain import arms as gain_arms
+from synthgen.gain import study
+from synthgen.gain.study import Cell, Trained
+from synthgen.jobs.candidates import load_candidates
+from synthgen.jobs.gates import load_gate
+from synthgen.jobs.order import Order
+from synthgen.jobs.real import Split
+from synthgen.types import GainReport, Progress, Silent
+from synthgen.workers import Pool
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The images of a gain study on disk: a split, candidates, and the gate's word on them."""
+
+    order: Order
+    split: Split
+    candidates: Path
+    gate: Path
+
+    def digests(self) -> dict[str, str]:
+        _, _, digest = load_candidates(self.candidates, self.split.spec, self.order.config)
+        return {"split": self.split.digest, "candidates": digest, "gate": storage.folder_digest(self.gate)}
+
+    def quiet(self) -> Contest:
+        """Without the watcher, to be sent to another process."""
+        return replace(self, order=replace(self.order, progress=Silent()))
+
+
+@lru_cache(maxsize=2)
+def _study_data(contest: Contest) -> gain_arms.StudyData:
+    split = contest.split
+    ungated, _, _ = load_candidates(contest.candidates, split.spec, contest.order.config)
+    kept = set(load_gate(contest.gate).kept)
+    gated = ungated.take(np.array([key in kept for key in ungated.keys], dtype=bool))
+    return gain_arms.StudyData(split.spec, split.role("train"), split.role("val"), split.role("reference"), gated, ungated)
+
+
+@dataclass(frozen=True)
+class _CellTask:
+    contest: Contest
+    cell: Cell
+    out: Path
+    teacher: Path | None
+    task: str
+
+
+def _train_cell(task: _CellTask, progress: Progress) -> None:
+    """Trains a cell of the study, unless an earlier, interrupted run has."""
+    if not task.out.is_file():
+        config = task.contest.order.config
+        trained = study.train_cell(
+            task.cell,
+            _study_data(task.contest),
+            config.classifier,
+            config.augment,
+            config.gain,
+            teacher=Trained.from_bytes(task.teacher.read_bytes()) if task.teacher else None,
+            device=task.contest.order.device,
+            progress=Silent(),
+            task=task.cell.name,
+        )
+        storage.write_bytes(task.out, trained.to_bytes())
+    progress.advance(task.task)
+
+
+def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]], out: Path, pool: Pool) -> str | None:
+    """Which generator is exported and studied, chosen on val: out/select.json.
+
+    Among those with the best gate verdict, the one whose gated samples, added to real and augmentation, give the lowest
+    cross-entropy on val (mean of `gain.select_seeds` classifiers). None where no generator has a kept sample.
+    """
+    config = order.config
+    contests = {name: Contest(order, split, candidates, judged).quiet() for name, (candidates, judged) in generators.items()}
+    settings = {**order.section("classifier", "augment", "gain", "models"), "device": order.device}
+    inputs = {f"{name} {key}": digest for name, contest in contests.items() for key, digest in contest.digests().items()}
+    with order.stage(out, "select", settings, inputs) as work:
+        if not work.done:
+            usable = {name: contest for name, contest in contests.items() if load_gate(contest.gate).kept}
+            cells = [Cell("synthetic_gated", seed, 0) for seed in range(config.gain.select_seeds)]
+            tasks = {
+                (name, cell): _CellTask(contest, cell, out / f"{storage.RESUME}-{name}-{cell.name}", None, "select")
+                for name, contest in usable.items()
+                for cell in cells
+            }
+            order.progress.start("select", len(tasks))
+            pool.map(_train_cell, list(tasks.values()), order.progress)
+            val = split.role("val")
+            scores: dict[str, dict[str, Any]] = {}
+            for name, contest in usable.items():
+                each = [study.score(Trained.from_bytes(tasks[name, cell].out.read_bytes()).val, val) for cell in cells]
+                accuracy, loss = np.mean(each, axis=0)
+                verdict = load_gate(contest.gate).verdict
+                scores[name] = {"val_accuracy": float(accuracy), "val_loss": float(loss), "gate": verdict}
+            rank = {"accept": 0, "insufficient evidence": 1, "reject": 2}
+            chosen = min(scores, key=lambda name: (rank[scores[name]["gate"]], scores[name]["val_loss"])) if scores else None
+            criterion = (
+                f"best gate verdict, then lowest cross-entropy on val of {len(cells)} classifiers on real + augmentation + gated"
+            )
+            work.write_json("select.json", {"criterion": criterion, "scores": scores, "chosen": chosen})
+    found = storage.read_json(out / "select.json")
+    losses = ", ".join(f"{name} {s['val_loss']:.3f}" for name, s in found["scores"].items())
+    order.progress.finish(
+        "select", f"{found['chosen'] or 'none'} (val cross-entropy: {losses or 'no generator has kept samples'})"
+    )
+    chosen_name: str | None = found["chosen"]
+    return chosen_name
+
+
+def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
+    """Split, candidates and gate -> out/gain.json: what the synthetic images add, on the test split.
+
+    The test split is opened when every network is trained and the strongest real-only arm is chosen; out/opened.json
+    says so.
+    """
+    config, split, contest = order.config, contest.split, contest.quiet()
+    arms = gain_arms.check_arms(config.gain.arms)
+    settings = {**order.section("classifier", "augment", "gain"), "device": order.device}
+    with order.stage(out, "gain", settings, contest.digests()) as work:
+        if not work.done:
+            data = _study_data(contest)
+            skipped = gain_arms.skipped(arms, data)
+            arms = tuple(arm for arm in arms if arm not in skipped)
+            rounds = study.cells(arms, config.gain)
+            # cells survive a kill (`resume`), and are removed when the stage is whole
+            path = {cell: out / storage.RESUME / f"{cell.name}.safetensors" for cells in rounds for cell in cells}
+            order.progress.start("gain", len(path))
+            for cells in rounds:
+                teachers = [
+                    path[Cell("real_aug", cell.seed, 0)] if gain_arms.RECIPES[cell.recipe].pseudo else None for cell in cells
+                ]
+                tasks = [_CellTask(contest, c, path[c], t, "gain") for c, t in zip(cells, teachers, strict=True)]
+                pool.map(_train_cell, tasks, order.progress)
+            trained = {cell: Trained.from_bytes(file.read_bytes()) for cell, file in path.items()}
+            best_real = study.choose_best_real(arms, trained, data.val, config.gain)
+            work.write_json("opened.json", {"split": "test", "after": "all networks were trained", "best_real_on_val": best_real})
+            test = split.role("test")
+            on_test = {cell: study.predict(done, split.spec, config.classifier, test) for cell, done in trained.items()}
+            report = study.assess(
+                arms, skipped, best_real, trained, on_test, data.val, test, config.classifier.steps, config.gain
+            )
+            work.write_json("gain.json", report.to_json())
+    report = GainReport.from_json(storage.read_json(out / "gain.json"), str(out / "gain.json"))
+    order.progress.finish("gain", f"{report.verdict}: {report.reasons[0]}, {storage.seconds(out):.0f} s")
+    return report

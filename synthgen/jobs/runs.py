@@ -1,0 +1,234 @@
+"""The whole factory, and the verdict with its dashboard and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthgen import storage, tracking, training
+from synthgen.gain import arms as gain_arms
+from synthgen.gain import stats
+from synthgen.jobs.exports import export
+from synthgen.jobs.gains import Contest, gain, select
+from synthgen.jobs.gates import features, gate, load_gate
+from synthgen.jobs.generators import CANDIDATES, generate, train
+from synthgen.jobs.order import Order
+from synthgen.jobs.real import Split, audit, open_or_make_split
+from synthgen.report import build
+from synthgen.shards import manifest, raw
+from synthgen.types import Batch, GainReport, GateReport, Progress, Silent, Verdict
+from synthgen.workers import Pool
+
+VERDICT_SCHEMA = "synthgen.verdict/1"
+
+
+@dataclass(frozen=True)
+class _GeneratorTask:
+    order: Order
+    split: Split
+    out: Path
+    model: str
+
+
+def _make_candidates(task: _GeneratorTask, progress: Progress) -> None:
+    """One generator from training to candidates; "features" trains the gate's networks instead."""
+    order = replace(task.order, progress=progress)
+    if task.model == "features":
+        features(order, task.split, task.out / "features")
+        return
+    train(order, task.split, task.model, task.out / "train" / task.model)
+    generate(order, task.split, task.out / "train" / task.model, task.out / "candidates" / task.model)
+
+
+def _gate_candidates(task: _GeneratorTask, progress: Progress) -> None:
+    out, model = task.out, task.model
+    gate(
+        replace(task.order, progress=progress),
+        task.split,
+        out / "features",
+        out / "candidates" / model,
+        out / "gate" / model,
+        model,
+    )
+
+
+def run(order: Order, out: Path) -> dict[str, Any]:
+    """The whole factory: real images -> verdict. Returns what verdict.json holds."""
+    config = order.config
+    gain_arms.check_arms(config.gain.arms)
+    training.pick_device(config.device)
+    with storage.lock(out), Pool(order.workers) as pool:
+        audit(order, out)
+        split = Split.open(out)
+        quiet = replace(order, progress=Silent())
+        longest_first = [m for m in ("diffusion", "features", "gan", "vae") if m in (*config.models, "features")]
+        pool.map(_make_candidates, [_GeneratorTask(quiet, split, out, m) for m in longest_first], order.progress)
+        pool.map(_gate_candidates, [_GeneratorTask(quiet, split, out, m) for m in config.models], order.progress)
+        folders: dict[str, tuple[Path, Path]] = {m: (out / "candidates" / m, out / "gate" / m) for m in config.models}
+        chosen = select(order, split, folders, out / "select", pool)
+        report = None
+        if chosen is not None:
+            export(order, split, *folders[chosen], out / "shards")
+            report = gain(order, Contest(order, split, *folders[chosen]), out / "gain", pool)
+        gates: dict[str, GateReport] = {m: load_gate(out / "gate" / m) for m in config.models}
+        return _conclude(order, out, gates, chosen, report)
+
+
+def assess(
+    order: Order, real: Path, candidates: Path, out: Path, study_gain: bool, judged: Path | None = None
+) -> dict[str, Any] | None:
+    """Somebody's candidates against real images: the gate, and the gain study if asked for.
+
+    Args:
+        order: settings; `data` already points to the real images where they aren't split yet.
+        real: a folder of `audit`, or a source of images.
+        candidates: see `load_candidates`.
+        out: run folder.
+        study_gain: measure the gain, and conclude with a verdict.
+        judged: a finished gate folder for these candidates, if there is one.
+    """
+    gain_arms.check_arms(order.config.gain.arms)
+    with storage.lock(out), Pool(order.workers) as pool:
+        split = open_or_make_split(order, real, out)
+        name = candidates.stem
+        if judged is None:
+            features(order, split, out / "features")
+            judged = out / "gate"
+            gate(order, split, out / "features", candidates, judged, name)
+        if not study_gain:
+            return None
+        report = load_gate(judged)
+        studied = None
+        if report.kept:
+            studied = gain(order, Contest(order, split, candidates, judged), out / "gain", pool)
+        return _conclude(order, out, {name: report}, name if report.kept else None, studied)
+
+
+def _conclude(
+    order: Order, out: Path, gates: dict[str, GateReport], chosen: str | None, report: GainReport | None
+) -> dict[str, Any]:
+    """verdict.json, the dashboard and the report."""
+    verdict, reasons = conclude(gates, chosen, report)
+    about = {
+        "schema": VERDICT_SCHEMA,
+        "verdict": verdict,
+        "reasons": reasons,
+        "best_generator": chosen,
+        "arms": summarise_arms(report) if report else {},
+        "gate": {
+            name: {
+                "verdict": gate_report.verdict,
+                "reasons": list(gate_report.reasons),
+                "candidates": gate_report.num_candidates,
+                "kept": len(gate_report.kept),
+                "dropped": gate_report.reason_counts(),
+            }
+            for name, gate_report in gates.items()
+        },
+        "seconds": _seconds(out),
+        "shards": "shards" if (out / "shards" / manifest.NAME).is_file() else None,
+        "report": "report/index.html",
+    }
+    storage.write_json(out / "verdict.json", about)
+    _track(order, out, about)
+    make_report(order, out)
+    return about
+
+
+def conclude(gates: Mapping[str, GateReport], chosen: str | None, report: GainReport | None) -> tuple[Verdict, list[str]]:
+    """The verdict: "use" needs an accepting gate and a proven gain; either of them alone can reject."""
+    if chosen is None or report is None:
+        every = [f"{name}: {reason}" for name, gate_report in gates.items() for reason in gate_report.reasons[:2]]
+        return "reject", ["no generator has a sample that passed the gate", *every]
+    judged = gates[chosen]
+    gate_says = [f"gate, {chosen}: {judged.verdict}", *(f"gate, {chosen}: {reason}" for reason in judged.reasons[:3])]
+    gain_says = [f"gain: {reason}" for reason in report.reasons]
+    if judged.verdict == "reject":
+        return "reject", [*gate_says, *gain_says]
+    if report.verdict == "reject":
+        return "reject", [*gain_says, *gate_says]
+    if judged.verdict == "accept" and report.verdict == "use":
+        return "use", [*gain_says, *gate_says]
+    return "insufficient evidence", [*gain_says, *gate_says]
+
+
+def summarise_arms(report: GainReport) -> dict[str, Any]:
+    """Arm -> mean test accuracy with its interval over seeds, and its paired difference to the strongest real-only arm."""
+    against = {i.arm: i for i in report.intervals if i.baseline == report.best_real}
+    summary = {}
+    for arm in dict.fromkeys(row.arm for row in report.rows):
+        rows = [row for row in report.rows if row.arm == arm]
+        mean, low, high = stats.mean_interval(np.array([row.test_accuracy for row in rows]))
+        difference = against.get(arm)
+        summary[arm] = {
+            "meaning": gain_arms.ARMS[arm].meaning,
+            "test_accuracy": mean,
+            "low": low,
+            "high": high,
+            "seeds": len(rows),
+            "num_real": rows[0].num_real,
+            "num_synthetic": rows[0].num_synthetic,
+            "networks": rows[0].networks,
+            "seconds": round(sum(row.seconds for row in rows), 3),
+            "difference": difference.difference if difference else 0.0,
+            "difference_low": difference.low if difference else 0.0,
+            "difference_high": difference.high if difference else 0.0,
+            "best_real": arm == report.best_real,
+        }
+    return summary
+
+
+def make_report(order: Order, out: Path) -> Path:
+    """Run folder -> report/index.html, from what stands on disk."""
+    order.progress.start("report", 1)
+    path = out / "report" / "index.html"
+    storage.write_text(path, build(out))
+    order.progress.finish("report", str(path))
+    return path
+
+
+def _track(order: Order, out: Path, about: dict[str, Any]) -> None:
+    """The run on the W&B dashboard: losses, grids, gate and gain as tables, shards as an artifact."""
+    config = order.config
+    if config.tracking == "off":
+        return
+    settings = config.model_dump(mode="json", exclude={"data": {"path"}})
+    with tracking.open_run(config.tracking, config.project, config.name, out, settings) as run_log:
+        for name in about["gate"]:
+            trained, judged = out / "train" / name / "train.json", out / "gate" / name
+            if trained.is_file():
+                run_log.losses(name, storage.read_json(trained)["losses"]["loss"])
+            if (out / "candidates" / name / CANDIDATES).is_file():
+                run_log.image(f"samples/{name}", _grid(raw.read(out / "candidates" / name / CANDIDATES)), name)
+            if (judged / "gate.json").is_file():
+                metrics = load_gate(judged).metrics
+                columns = ["metric", "value", "real_against_real", "excess", "low", "high", "z", "limit", "verdict"]
+                rows = [[m.name, m.value, m.reference, m.excess, m.low, m.high, m.z, m.limit, m.verdict] for m in metrics]
+                run_log.table(f"gate/{name}", columns, rows)
+        if about["arms"]:
+            columns = ["arm", *next(iter(about["arms"].values()))]
+            run_log.table("gain/arms", columns, [[arm, *values.values()] for arm, values in about["arms"].items()])
+        if about["shards"]:
+            run_log.artifact(f"{config.name}-shards", "dataset", out / "shards")
+        seconds = {f"seconds/{stage}": s for stage, s in about["seconds"].items()}
+        run_log.summary({"verdict": about["verdict"], "best_generator": about["best_generator"], **seconds})
+
+
+def _grid(batch: Batch, columns: int = 10) -> np.ndarray:
+    """The first samples of each class, a class a row, as one image (h, w, c)."""
+    rows = []
+    for label in np.unique(batch.labels)[:20]:
+        images = batch.images[batch.labels == label][:columns]
+        padded = np.concatenate([images, np.zeros((columns - len(images), *images.shape[1:]), np.uint8)])
+        rows.append(np.concatenate(list(padded), axis=2))
+    return np.concatenate(rows, axis=1).transpose(1, 2, 0)
+
+
+def _seconds(out: Path) -> dict[str, float]:
+    """Wall seconds of every finished stage of a run."""
+    folders = sorted(path.parent for path in out.rglob(storage.TIMING))
+    return {folder.relative_to(out).as_posix(): storage.seconds(folder) for folder in folders}

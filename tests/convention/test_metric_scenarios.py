@@ -1,0 +1,237 @@
+"""What the metrics must say of scenarios with a name, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from synthgen.errors import DataError
+from synthgen.metrics import kernel, neighbours
+from synthgen.metrics.features import MICRO_BATCH, extract, extractor_id
+from synthgen.metrics.frechet import frechet_distance
+from synthgen.metrics.kernel import kid
+from synthgen.metrics.lowlevel import lowlevel
+from synthgen.metrics.neighbours import duplicate_groups, knn, nearest_shifted
+from synthgen.metrics.prdc import prdc
+from synthgen.types import Batch
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the tests' shape checks, as a user runs it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def clusters(rng: np.random.Generator, n: int, modes: int, d: int = 6) -> np.ndarray:
+    centres = 3 * np.random.default_rng(7).normal(size=(10, d))
+    return centres[rng.integers(0, modes, n)] + rng.normal(size=(n, d))
+
+
+def pictures(rng: np.random.Generator, n: int, shape: tuple[int, int, int] = (1, 8, 8)) -> np.ndarray:
+    return rng.integers(0, 256, (n, *shape)).astype(np.uint8)
+
+
+# Metrics
+
+
+def test_a_set_against_itself(rng: np.random.Generator) -> None:
+    for n in (300, 20):  # more and fewer rows than dimensions
+        x = clusters(rng, n, 10, d=32)
+        assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+        assert tuple(prdc(x, x))[:2] == (1, 1)
+        assert prdc(x, x).coverage == 1
+        assert kid(x, x) < 0  # an unbiased estimate of 0 that sees every point twice
+
+
+def test_two_draws_of_one_distribution(rng: np.random.Generator) -> None:
+    x, y = clusters(rng, 1000, 10), clusters(rng, 1000, 10)
+    assert frechet_distance(x, y) < 1
+    assert min(prdc(x, y)) > 0.9
+
+
+def test_mode_collapse_has_high_precision_and_low_recall(rng: np.random.Generator) -> None:
+    x, y = clusters(rng, 1000, 10), clusters(rng, 1000, 2)
+    found = prdc(x, y)
+    assert found.precision > 0.95
+    assert found.recall < 0.3
+    assert found.coverage < 0.3
+    assert found.density > 0.9
+    assert frechet_distance(x, y) > 5
+
+
+def test_mode_invention_has_low_precision_and_high_recall(rng: np.random.Generator) -> None:
+    x, y = clusters(rng, 1000, 2), clusters(rng, 1000, 10)
+    found = prdc(x, y)
+    assert found.precision < 0.35
+    assert found.recall > 0.95
+
+
+def test_order_does_not_matter(rng: np.random.Generator) -> None:
+    x, y = clusters(rng, 700, 10), clusters(rng, 600, 8)
+    a, b = x[rng.permutation(700)], y[rng.permutation(600)]
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(x, y), rel=1e-9)
+    assert kid(a, b) == pytest.approx(kid(x, y), rel=1e-9)
+    assert tuple(prdc(a, b)) == pytest.approx(tuple(prdc(x, y)), abs=1e-12)
+
+
+def test_tiles_do_not_matter(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = clusters(rng, 300, 10), clusters(rng, 200, 8)
+    before = kid(x, y), *prdc(x, y), knn(x, x, 3, exclude_self=True)[0]
+    monkeypatch.setattr(kernel, "CHUNK", 37)
+    monkeypatch.setattr(neighbours, "CHUNK", 41)
+    monkeypatch.setattr("synthgen.metrics.prdc.CHUNK", 41)
+    after = kid(x, y), *prdc(x, y), knn(x, x, 3, exclude_self=True)[0]
+    assert after[:5] == pytest.approx(before[:5], rel=1e-9)
+    assert torch.allclose(after[5], before[5], rtol=1e-9)
+
+
+def test_identical_points_are_inside_their_own_ball() -> None:
+    """All radii are 0: a tie by the letter of the paper, and the best a set can do by its sense."""
+    x = np.ones((20, 3))
+    assert tuple(prdc(x, x)) == (1, 1, 20 / 5, 1)
+    assert prdc(x, x + 1).precision == 0
+
+
+def test_a_far_offset_does_not_hide_an_exact_copy(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(50, 8)).astype(np.float32) + 1000
+    assert (knn(x, x, 1)[0] == 0).all()
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, kid, prdc])
+def test_features_that_are_not_finite_are_counted_and_located(metric, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
+    x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 4))
+    y[7, 2], y[7, 3], y[21, 0] = np.nan, np.inf, -np.inf
+    with pytest.raises(DataError, match="synthetic features: 2 of 30 rows hold NaN or infinite values, the first is row 7"):
+        metric(x, y)
+
+
+@pytest.mark.parametrize(("metric", "need"), [(frechet_distance, 2), (kid, 2), (prdc, 6)])
+def test_too_few_rows_are_refused_with_the_number_needed(metric, need: int, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
+    enough, few = rng.normal(size=(need, 4)), rng.normal(size=(need - 1, 4))
+    metric(enough, enough)
+    with pytest.raises(DataError, match=f"{need - 1} rows are too few, at least {need} are needed"):
+        metric(enough, few)
+
+
+def test_two_extractors_cannot_be_compared(unchecked: None, rng: np.random.Generator) -> None:
+    with pytest.raises(DataError, match="real features have 4 dimensions, synthetic ones 5"):
+        frechet_distance(rng.normal(size=(9, 4)), rng.normal(size=(9, 5)))
+
+
+# Copies and duplicates
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_copies_are_near_however_they_are_moved(rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+    train = pictures(rng, 30, shape)
+    train = np.repeat(np.repeat(train[..., ::2, ::2], 2, axis=-1), 2, axis=-2)  # as smooth as a picture
+    exact, moved = train[[3, 4, 5]], np.roll(train[[6, 7]], (1, -1), axis=(2, 3))
+    mirrored, other = train[[8, 9]][..., ::-1].copy(), np.roll(train[[10]], 2, axis=0) // 2 + 60
+    queries = np.concatenate([exact, moved, mirrored, other])
+    distance, row = nearest_shifted(queries, train, search_px=1, flip=True)
+    assert row[:7].tolist() == [3, 4, 5, 6, 7, 8, 9]
+    assert (distance[:3] == 0).all()
+    assert distance[3:7].max() < 0.6 * distance[7]
+    unsearched, _ = nearest_shifted(queries, train, search_px=0, flip=False)
+    assert unsearched[:3].max() == 0
+    assert unsearched[3:7].min() > distance[3:7].max()
+
+
+def test_copies_are_the_same_for_uint8_and_float(rng: np.random.Generator) -> None:
+    train = pictures(rng, 10)
+    queries = train[:3]
+    expected, rows = nearest_shifted(queries, train, 1, True)
+    found, found_rows = nearest_shifted(queries.astype(np.float32) / 255, train.astype(np.float32) / 255, 1, True)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(rows, found_rows)
+
+
+def test_duplicates_stand_behind_the_best_of_their_group(rng: np.random.Generator) -> None:
+    images = pictures(rng, 600)
+    images[100], images[550] = images[3], images[3]
+    images[7] = np.clip(images[3].astype(int) + 2, 0, 255)
+    reach = np.full(600, 0.02)
+    leaders = duplicate_groups(images, reach)
+    assert leaders[[100, 550, 7]].tolist() == [3, 3, 3]
+    assert (leaders == torch.arange(600)).sum() == 597
+    order = np.r_[550, np.delete(np.arange(600), 550)]
+    assert duplicate_groups(images, reach, order)[[3, 7, 100, 550]].tolist() == [550] * 4
+
+
+def test_equal_images_are_duplicates_at_any_reach(rng: np.random.Generator) -> None:
+    images = np.repeat(pictures(rng, 3), 4, axis=0)
+    assert duplicate_groups(images, np.zeros(12)).tolist() == [0] * 4 + [4] * 4 + [8] * 4
+
+
+def test_pictures_of_other_sizes_are_refused(unchecked: None, rng: np.random.Generator) -> None:
+    with pytest.raises(DataError, match=r"\(1, 8, 8\).*\(1, 9, 9\)"):
+        nearest_shifted(pictures(rng, 2), pictures(rng, 2, (1, 9, 9)), 1, True)
+
+
+# Features
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 5)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.layer(x.flatten(1)))
+
+
+def cut(batch: Batch, *edges: int) -> list[Batch]:
+    return [batch.take(np.arange(start, stop)) for start, stop in pairwise((0, *edges, len(batch)))]
+
+
+def test_features_do_not_depend_on_how_the_images_are_batched(rng: np.random.Generator) -> None:
+    n = 2 * MICRO_BATCH + 9
+    batch = Batch(pictures(rng, n), np.arange(n) % 3, tuple(f"k{i}" for i in range(n)))
+    network = Flat().train()
+    whole = extract(network, [batch], "flat")
+    pieces = extract(network, cut(batch, 1, 131, 181), "flat")
+    assert whole.features.tobytes() == pieces.features.tobytes()
+    assert whole.keys == pieces.keys == batch.keys
+    assert (whole.labels == batch.labels).all()
+    assert whole.features.dtype == np.float32
+    assert network.training  # as it was, though dropout was off meanwhile
+
+
+def test_features_that_are_not_finite_stop_the_extraction(rng: np.random.Generator) -> None:
+    network = Flat()
+    nn.init.constant_(network.layer.bias, float("nan"))
+    with pytest.raises(DataError, match="flat: 3 of 3 rows"):
+        extract(network, [Batch(pictures(rng, 3), np.zeros(3, np.int64), ("a", "b", "c"))], "flat")
+    with pytest.raises(DataError, match="no images"):
+        extract(network, [], "flat")
+
+
+def test_the_extractor_id_follows_the_weights() -> None:
+    torch.manual_seed(0)
+    network = Flat()
+    first = extractor_id(network, "flat, 8x8")
+    assert first.startswith("flat, 8x8 sha256:")
+    assert extractor_id(network, "flat, 8x8") == first
+    with torch.no_grad():
+        network.layer.weight[0, 0] += 1e-3
+    assert extractor_id(network, "flat, 8x8") != first
+
+
+def test_low_level_statistics_of_grey_and_colour_agree(rng: np.random.Generator) -> None:
+    grey = pictures(rng, 5)
+    assert torch.allclose(lowlevel(grey), lowlevel(np.repeat(grey, 3, axis=1)))
+    assert torch.isfinite(lowlevel(np.zeros((2, 1, 8, 8), np.uint8))).all()
