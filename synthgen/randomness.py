@@ -26,7 +26,9 @@ def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
     True
     """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return np.random.Generator(np.random.Philox(key=[int.from_bytes(digest, "little"), index]))
+    # as uint64: a list with a number of 2**63 or more would become float64 and lose the key's last bits
+    key = np.array([int.from_bytes(digest, "little"), index], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def normal(seed: int, name: str, indices: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, b * shape]:

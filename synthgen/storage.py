@@ -2,7 +2,8 @@
 
 A file is written to a temporary name beside its target, fsynced, renamed, and its folder fsynced. A stage folder holds
 its results, `timing.json`, and at last `stage.json` (fingerprint and sha256 of every file): present = whole. The same
-command again skips a stage whose fingerprint agrees, and refuses one whose fingerprint differs, with the difference.
+command again skips a stage whose fingerprint agrees, and refuses one whose fingerprint differs, with the difference. While a
+stage is being made, `resume.json` says so: a folder with neither file is somebody else's and is never emptied.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,9 @@ STAGE_MANIFEST = "stage.json"
 TIMING = "timing.json"
 RESUME = "resume"
 """Files of an unfinished stage whose names begin so survive a restart of the stage and are removed at its end."""
+ATTEMPT = f"{RESUME}.json"
+LOCK = ".lock"
+STAGE_SCHEMA, ATTEMPT_SCHEMA = "synthgen.stage/1", "synthgen.attempt/1"
 
 
 # Atomic files
@@ -56,7 +60,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             f"{path}: can't be written ({error.strerror or error}); free the disk or choose another --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> str:
@@ -157,17 +162,23 @@ class Stage:
         return write_bytes(self.path(name), data)
 
     def commit(self) -> None:
-        """Records the sha256 of every file in `stage.json`, written last; removes what was kept for a resumption."""
-        for leftover in self.folder.rglob(f"{RESUME}*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        """Records the sha256 of every file in `stage.json`, written last; then removes what was kept for a resumption."""
         write_json(self.path(TIMING), {"seconds": round(time.perf_counter() - self._started, 3)})
         files = {
             path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in (STAGE_MANIFEST, TIMING)
+            for top in sorted(self.folder.iterdir())
+            if not top.name.startswith(RESUME) and top.name not in (STAGE_MANIFEST, TIMING, LOCK)
+            for path in sorted([top, *top.rglob("*")])
+            if path.is_file()
         }
-        write_json(self.path(STAGE_MANIFEST), {"schema": "synthgen.stage/1", "stage": self.name, **self.identity, "files": files})
+        write_json(self.path(STAGE_MANIFEST), {"schema": STAGE_SCHEMA, "stage": self.name, **self.identity, "files": files})
         self.done = True
+        self.forget_resume()
+
+    def forget_resume(self) -> None:
+        """Removes what was kept for a resumption; also after a kill between `stage.json` and this."""
+        for leftover in list(self.folder.glob(f"{RESUME}*")):
+            _remove(leftover)
 
 
 @contextmanager
@@ -188,27 +199,29 @@ def stage(
     """
     identity = {"config": dict(config), "inputs": dict(inputs), "code": code_version()}
     work = Stage(folder, name, identity)
-    manifest = folder / STAGE_MANIFEST
-    if manifest.exists():
-        found = read_json(manifest)
+    finished = (folder / STAGE_MANIFEST).exists()
+    if finished:
+        found = read_manifest(folder)
         changes = _changes({key: found.get(key) for key in identity}, identity)
         if not changes:
             check_folder(folder, found)
             work.done = True
-        elif not restart:
+            work.forget_resume()
+            yield work
+            return
+        if not restart:
             shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
             raise StorageError(
                 f"{folder}: the finished stage {name!r} was made differently: {shown}. "
                 "Give --out another folder, or --restart to make it again"
             )
-    if work.done:
-        yield work
-        return
-    _refuse_foreign(folder)
-    keep_resume = not manifest.exists() and _same_attempt(folder, identity)
-    write_json(folder / f"{RESUME}.json", identity)
-    _clear(folder, keep_resume)
-    write_json(folder / f"{RESUME}.json", identity)
+    attempt = _attempt(folder)
+    _refuse_foreign(folder, attempt is not None)
+    same = not finished and attempt is not None and not _changes(attempt, identity)
+    if not same:  # nobody's attempt: what is left of the old one is never taken for this one's, wherever a kill falls
+        write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA})
+    _clear(folder, keep_resume=same)
+    write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA, **identity})
     yield work
     work.commit()
 
@@ -231,14 +244,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """`stage.json` of a finished stage folder.
 
     Raises:
-        StorageError: there is none.
+        StorageError: there is none, or it is another tool's.
     """
     manifest = folder / STAGE_MANIFEST
     if not manifest.is_file():
         raise StorageError(
             f"{folder}: no {STAGE_MANIFEST}, so it is unfinished or not a folder of synthgen; run the job that makes it again"
         )
-    data: dict[str, Any] = read_json(manifest)
+    data = read_json(manifest)
+    if not isinstance(data, dict) or data.get("schema") != STAGE_SCHEMA:
+        raise StorageError(f"{manifest}: not written by synthgen (its schema isn't {STAGE_SCHEMA!r}); choose another folder")
     return data
 
 
@@ -256,30 +271,44 @@ def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> Non
             raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")
 
 
-def _same_attempt(folder: Path, identity: dict[str, Any]) -> bool:
-    note = folder / f"{RESUME}.json"
-    return note.exists() and read_json(note) == json.loads(json.dumps(identity))
+def _attempt(folder: Path) -> dict[str, Any] | None:
+    """What an unfinished stage was to be made from; None if the folder doesn't hold one."""
+    try:
+        note = read_json(folder / ATTEMPT)
+    except DataError:
+        return None
+    if not isinstance(note, dict) or note.get("schema") != ATTEMPT_SCHEMA:
+        return None
+    return {key: value for key, value in note.items() if key != "schema"}
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path, unfinished: bool) -> None:
     """A folder with somebody's files in it is never emptied."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise StorageError(f"{folder}: is a file, expected a folder; choose another --out")
-    names = {path.name for path in folder.iterdir()} - {".lock"}
-    if names and not names & {STAGE_MANIFEST, TIMING, f"{RESUME}.json"} and not all(n.endswith(".tmp") for n in names):
-        raise StorageError(f"{folder}: holds files that synthgen didn't write ({min(names)!r}); choose an empty --out")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {LOCK}
+    if unfinished:
+        ours = found
+    elif (folder / STAGE_MANIFEST).exists():
+        ours = {STAGE_MANIFEST, TIMING, *read_manifest(folder)["files"]}
+    else:  # a kill while the first note was written
+        ours = {name for name in found if name.startswith(f".{ATTEMPT}.") and name.endswith(".tmp")}
+    if found - ours:
+        raise StorageError(f"{folder}: holds files that synthgen didn't write ({min(found - ours)!r}); choose an empty --out")
 
 
 def _clear(folder: Path, keep_resume: bool) -> None:
     """Empties a stage folder, its manifest first, so that a kill in between leaves it unfinished."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / STAGE_MANIFEST).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if keep_resume and path.name.startswith(RESUME):
-            continue
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if path.name not in (ATTEMPT, LOCK) and not (keep_resume and path.name.startswith(RESUME)):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _changes(old: Any, new: Any, where: str = "") -> list[str]:
@@ -311,18 +340,19 @@ def lock(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115
+        file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise StorageError(f"{folder}: can't be used as an output folder ({error.strerror}); choose another --out") from error
     with file:
-        if fcntl is not None:
-            try:
+        try:
+            if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise StorageError(f"{folder}: in use by process {holder}; wait for it, or give --out another folder") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip() or "unknown"
+            raise StorageError(f"{folder}: in use by process {holder}; wait for it, or give --out another folder") from None
+        except OSError as error:
+            raise StorageError(f"{folder}: can't be locked ({error.strerror}); choose an --out on another disk") from error
         yield

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.managers import SyncManager
 from typing import Any, TypeVar
 
 import torch
@@ -59,16 +60,22 @@ class Pool:
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or _cores()
         self._executor: ProcessPoolExecutor | None = None
         self._events: Any = None
 
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._executor is None:
+            return
+        workers = list((self._executor._processes or {}).values())  # Python 3.14 has kill_workers()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        if error is not None:  # what still runs would write into a folder whose lock is about to be given up
+            for worker in workers:
+                worker.kill()
+                worker.join()
 
     def map(self, function: Callable[[Task, Progress], Result], tasks: Sequence[Task], progress: Progress) -> list[Result]:
         """function(task, progress) for each task, results in the tasks' order; put the longest first.
@@ -98,7 +105,9 @@ class Pool:
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
-            self._events = context.Manager().Queue()
+            manager = SyncManager(ctx=context)
+            manager.start(_watch_parent)
+            self._events = manager.Queue()
             self._executor = ProcessPoolExecutor(self.workers, context, initializer=_initialise, initargs=(self._events,))
         return self._executor
 
@@ -106,6 +115,11 @@ class Pool:
         while not self._events.empty():
             name, *arguments = self._events.get()
             getattr(progress, name)(*arguments)
+
+
+def _cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def explain_broken_pool(error: BrokenProcessPool) -> SynthgenError:
@@ -117,6 +131,10 @@ def _initialise(events: Any) -> None:
     global _events
     _events = events
     torch.set_num_threads(1)
+    _watch_parent()
+
+
+def _watch_parent() -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -71,6 +71,8 @@ def _find(recipe: str) -> tuple[Path, str]:
         path = Path(recipe).resolve()
         if not path.is_file():
             raise ConfigError(f"{recipe}: no such file")
+        if path.suffix == ".yml":
+            raise ConfigError(f"{recipe}: a recipe's name ends with .yaml; rename it to {path.stem}.yaml")
         return path.parent, path.stem
     known = recipes()
     if recipe not in known:
@@ -100,6 +102,7 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     ConfigStore.instance().store(name="schema", node=_defaults())
     search = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
@@ -107,13 +110,21 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any
         with initialize_config_dir(str(folder), version_base="1.3"):
             composed = compose(name, overrides=[*overrides, *search])
         values = OmegaConf.to_container(composed, resolve=False)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         cause = error.__cause__ or error
-        text = " ".join(str(cause).split())
+        text = " ".join(str(cause).split()).split(" Config search path")[0]
+        unreadable = getattr(error, "override", None) or re.findall(r"Ambiguous value for argument '(\S+)'", text)
+        if unreadable:
+            given = unreadable if isinstance(unreadable, str) else unreadable[0]
+            raise ConfigError(
+                f"{given}: can't be read; write a list as KEY=[a,b], and a text with special characters as KEY=\"'a,b'\""
+            ) from None
         unknown = re.search(r"Key '([^']+)' is not in struct", text)
         if unknown:
             key = re.search(r"full_key: (\S+)", text)
             full = key.group(1) if key else unknown.group(1)
+            if any(k == full or k.startswith(f"{full}.") for k in known_keys()):
+                raise ConfigError(f"{name}: {full}: not in this file; write `defaults: [schema, _self_]` at its top") from None
             raise ConfigError(
                 f"{name}: {full}: no such setting{did_you_mean(full, known_keys())}; `synthgen configs --keys` lists them all"
             ) from None
@@ -140,11 +151,14 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"] if part not in ("learned", "constrained-float", "float[constrained]"))
+    alternatives = ("constrained-float", "float[constrained]")  # pydantic's names for the members of a union
+    parts = [str(part) for part in error["loc"]]
+    key = ".".join(part for part in parts if part not in alternatives and not part.startswith("literal["))
     if error["type"] == "extra_forbidden":
         return f"{key}: no such setting{did_you_mean(key, known_keys())}; `synthgen configs --keys` lists them all"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower() + message[1:]}, found {error['input']!r}" if key else message
+    found = "" if isinstance(error["input"], Mapping) else f", found {error['input']!r}"
+    return f"{key}: {message[0].lower() + message[1:]}{found}" if key else message
 
 
 def _type_name(annotation: Any) -> str:

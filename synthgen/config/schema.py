@@ -15,9 +15,9 @@ ModelName = Literal["vae", "gan", "diffusion"]
 
 
 class Section(BaseModel):
-    """Frozen settings that refuse unknown keys."""
+    """Frozen settings that refuse unknown keys, infinity and NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -97,7 +97,7 @@ class GeneratorConfig(Section):
 class VAEConfig(GeneratorConfig):
     """Conditional VAE with a calibrated decoder (Rybkin 2021): the noise level, hence beta, is learned."""
 
-    kind: Literal["vae"] = "vae"
+    kind: Literal["vae"] = Field("vae", description="always vae: what its checkpoint calls it")
     latent_dim: PositiveInt = Field(16, description="dimensions of the latent")
     beta: Literal["learned"] | PositiveFloat = Field(
         "learned", description="learned, or the weight of KL at unit decoder variance"
@@ -108,7 +108,7 @@ class VAEConfig(GeneratorConfig):
 class GANConfig(GeneratorConfig):
     """Hinge GAN: spectral norm, projection discriminator (Miyato 2018), DiffAugment (Zhao 2020), EMA of the generator."""
 
-    kind: Literal["gan"] = "gan"
+    kind: Literal["gan"] = Field("gan", description="always gan: what its checkpoint calls it")
     lr: PositiveFloat = Field(4e-4, description="learning rate of the generator")
     lr_discriminator: PositiveFloat = Field(8e-4, description="learning rate of the discriminator")
     latent_dim: PositiveInt = Field(32, description="dimensions of the latent")
@@ -120,7 +120,7 @@ class GANConfig(GeneratorConfig):
 class DiffusionConfig(GeneratorConfig):
     """EDM preconditioning (Karras 2022) on a diffusers UNet2DModel, class-conditional, with non-leaking augmentation."""
 
-    kind: Literal["diffusion"] = "diffusion"
+    kind: Literal["diffusion"] = Field("diffusion", description="always diffusion: what its checkpoint calls it")
     channel_mults: tuple[PositiveInt, ...] = Field((1, 2), description="channels of each resolution, in widths")
     layers: PositiveInt = Field(1, description="residual blocks a resolution")
     attention: bool = Field(False, description="self-attention at the lowest resolution")
@@ -137,6 +137,12 @@ class DiffusionConfig(GeneratorConfig):
     guidance: float = Field(
         1.0, ge=0, description="classifier-free guidance scale; 1 is none and needs one network call instead of two"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DiffusionConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max={self.sigma_max:g}")
+        return self
 
 
 class GeneratorsConfig(Section):

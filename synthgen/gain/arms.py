@@ -126,16 +126,30 @@ def check_arms(asked: Iterable[str] | None) -> tuple[str, ...]:
     for baseline in (name for name in names if name in RIVAL):
         if RIVAL[baseline] not in names:
             raise ConfigError(f"gain.arms: {baseline!r} needs {RIVAL[baseline]!r} to be compared with; add it")
-    if not any(name in RIVAL and not RECIPES[ARMS[name].recipe].val for name in names):
+    if not _judged(names):
         raise ConfigError("gain.arms: no real-only arm that val can judge; add 'real_aug'")
     return tuple(name for name in ARMS if name in names)
 
 
 def skipped(arms: Iterable[str], data: StudyData) -> dict[str, str]:
-    """Arms that the images at hand don't allow -> why."""
+    """Arms that the images at hand don't allow -> why.
+
+    Raises:
+        ConfigError: no real-only arm that val can judge is left.
+    """
+    asked = set(arms)
     reasons = {}
     if not len(data.reference):
         reasons["pseudo_labels"] = "there are no reference images"
     elif data.reference_labelled:
         reasons["pseudo_labels"] = "the reference images have labels; real_aug_trainval uses them"
-    return {arm: why for arm, why in reasons.items() if arm in set(arms)}
+    reasons = {arm: why for arm, why in reasons.items() if arm in asked}
+    if reasons and not _judged(asked - set(reasons)):
+        left_out = "; ".join(f"{arm!r} can't run: {why}" for arm, why in reasons.items())
+        raise ConfigError(f"gain.arms: {left_out}; no real-only arm that val can judge is left; add 'real_aug'")
+    return reasons
+
+
+def _judged(arms: Iterable[str]) -> list[str]:
+    """The real-only arms among them that didn't train on val."""
+    return [arm for arm in arms if arm in RIVAL and not RECIPES[ARMS[arm].recipe].val]

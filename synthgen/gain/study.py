@@ -118,7 +118,7 @@ def _sources(
         return [(Batch.concatenate(real), batch_size)], num_real, num_synthetic
     if not real:
         return [(extra, batch_size)], num_real, num_synthetic
-    share = max(1, round(config.synthetic_share * batch_size))
+    share = min(batch_size - 1, max(1, round(config.synthetic_share * batch_size)))
     return [(Batch.concatenate(real), batch_size - share), (extra, share)], num_real, num_synthetic
 
 
@@ -222,7 +222,7 @@ def decide(intervals: list[Interval], smallest_gain: float, num_test: int) -> tu
         f"(95% interval {i.low:+.2f} to {i.high:+.2f}, {i.seeds} seeds, {num_test} test images)"
         for i in intervals
     ]
-    if all(i.low > 0 for i in intervals):
+    if intervals and all(i.low > 0 for i in intervals):
         return "use", tuple(reasons)
     hopeless = [i for i in intervals if i.high < max(smallest_gain, 1e-12)]
     if hopeless:

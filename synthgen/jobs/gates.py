@@ -11,6 +11,7 @@ from torch import nn
 from synthgen import randomness, storage, training
 from synthgen.config.schema import ClassifierConfig, FeaturesConfig, RunConfig
 from synthgen.data.transforms import to_float
+from synthgen.errors import ConfigError, DataError
 from synthgen.gate import filters, judge
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.order import Order
@@ -91,6 +92,22 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
     dropped = ", ".join(f"{reason} {count}" for reason, count in report.reason_counts().items()) or "none"
     line = f"{report.verdict}: {len(report.kept)} of {report.num_candidates} kept (dropped: {dropped})"
     order.progress.finish(f"gate {name}", f"{line}, {storage.seconds(out):.1f} s")
+
+
+def check_sizes(order: Order, split: Split) -> None:
+    """Refuses to start with fewer images than the gate's metrics need.
+
+    Raises:
+        DataError: too few reference images; a ConfigError where too few candidates are asked for.
+    """
+    num, need = len(split.role("reference")), 2 * judge.MIN_SIDE
+    if num < need:
+        raise DataError(
+            f"split.reference: {num} images, and the gate's metrics need {need} ({judge.MIN_SIDE} against {judge.MIN_SIDE}); "
+            f"give split.reference={need} or more, or more images"
+        )
+    if order.config.generate.num < judge.MIN_SIDE:
+        raise ConfigError(f"generate.num={order.config.generate.num}: the gate's metrics need {judge.MIN_SIDE} candidates or more")
 
 
 def load_gate(folder: Path) -> GateReport:

@@ -23,7 +23,6 @@ ROLES = ("train", "val", "reference", "test")
 def audit(order: Order, out: Path) -> None:
     """Source -> out/audit (report.json) and out/split (train, val, reference, test, dataset.json)."""
     config, progress = order.config, order.progress
-    storage.write_text(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     settings = order.section("data", "split", "audit")
     inputs = {"source": sources.digest(config.data)}
     progress.start("audit", 2)
@@ -43,6 +42,7 @@ def audit(order: Order, out: Path) -> None:
                     labelled = role != "reference" or config.split.reference_labelled
                     raw.write(split.path(f"{role}.parquet"), [splits.role_batch(real, rows[role], labelled)], real.spec)
                 split.write_json("dataset.json", real.spec.to_json())
+    storage.write_text(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     found = storage.read_json(out / "audit" / "report.json")
     progress.finish("audit", auditing.one_line(found))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 from synthgen import storage, tracking, training
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import stats
+from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.exports import export
 from synthgen.jobs.gains import Contest, gain, select
-from synthgen.jobs.gates import features, gate, load_gate
+from synthgen.jobs.gates import check_sizes, features, gate, load_gate
 from synthgen.jobs.generators import CANDIDATES, generate, train
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split, audit, open_or_make_split
@@ -56,6 +57,18 @@ def _gate_candidates(task: _GeneratorTask, progress: Progress) -> None:
     )
 
 
+def _map(
+    pool: Pool, function: Callable[[_GeneratorTask, Progress], None], tasks: list[_GeneratorTask], last: str, progress: Progress
+) -> None:
+    """Runs the tasks in the pool; those whose `last` stage is finished are only checked, which needs no process."""
+    folders = {task.model: task.out / ("features" if task.model == "features" else f"{last}/{task.model}") for task in tasks}
+    todo = [task for task in tasks if not (folders[task.model] / storage.STAGE_MANIFEST).is_file()]
+    for task in tasks:
+        if task not in todo:
+            function(task, progress)
+    pool.map(function, todo, progress)
+
+
 def run(order: Order, out: Path) -> dict[str, Any]:
     """The whole factory: real images -> verdict. Returns what verdict.json holds."""
     config = order.config
@@ -64,10 +77,11 @@ def run(order: Order, out: Path) -> dict[str, Any]:
     with storage.lock(out), Pool(order.workers) as pool:
         audit(order, out)
         split = Split.open(out)
+        check_sizes(order, split)
         quiet = replace(order, progress=Silent())
         longest_first = [m for m in ("diffusion", "features", "gan", "vae") if m in (*config.models, "features")]
-        pool.map(_make_candidates, [_GeneratorTask(quiet, split, out, m) for m in longest_first], order.progress)
-        pool.map(_gate_candidates, [_GeneratorTask(quiet, split, out, m) for m in config.models], order.progress)
+        _map(pool, _make_candidates, [_GeneratorTask(quiet, split, out, m) for m in longest_first], "candidates", order.progress)
+        _map(pool, _gate_candidates, [_GeneratorTask(quiet, split, out, m) for m in config.models], "gate", order.progress)
         folders: dict[str, tuple[Path, Path]] = {m: (out / "candidates" / m, out / "gate" / m) for m in config.models}
         chosen = select(order, split, folders, out / "select", pool)
         report = None
@@ -94,6 +108,8 @@ def assess(
     gain_arms.check_arms(order.config.gain.arms)
     with storage.lock(out), Pool(order.workers) as pool:
         split = open_or_make_split(order, real, out)
+        check_sizes(order, split)
+        load_candidates(candidates, split.spec, order.config)
         name = candidates.stem
         if judged is None:
             features(order, split, out / "features")
