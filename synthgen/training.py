@@ -121,7 +121,7 @@ class Watch(pl.Callback):
         self, task: str, steps: int, progress: Progress, folder: Path | None, save_every_s: float, resume: dict[str, Any] | None
     ) -> None:
         self.task, self.progress, self.folder, self.save_every_s, self.resume = task, progress, folder, save_every_s, resume
-        self.every = max(1, steps // 100)
+        self.steps, self.every = steps, max(1, steps // 100)
         self.losses: list[tuple[int, float]] = []
         self.done, self.shown, self.saves, self.saved_at = 0, 0, 0, time.monotonic()
 
@@ -155,6 +155,8 @@ class Watch(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.folder is None or time.monotonic() - self.saved_at < self.save_every_s:
+            return
+        if self.done == self.steps:  # Lightning runs no hook where no step is left, so it couldn't be taken up
             return
         if not all(torch.isfinite(p).all() for p in module.parameters()):
             raise TrainingError(f"{self.task}: a weight is no longer finite at step {self.done}; lower its lr")

@@ -38,7 +38,8 @@ class Trained:
 
     Attributes:
         weights: of the network.
-        val, reference: class probabilities, float32, shape (n, k).
+        val: class probabilities, float32, shape (n, k).
+        reference: the same for a network that may teach (`real_aug`, member 0), else of shape (0, 0).
         num_real, num_synthetic: images it was trained on.
         seconds: wall time.
     """
@@ -96,7 +97,9 @@ def train_cell(
     module = Classifier(classifier, data.spec, seed, augment if recipe.augment else None, config.mixup if recipe.mixup else 0.0)
     done = fit(module, sources, steps=classifier.steps, seed=seed, task=task, progress=progress, device=device)
     weights = {name: tensor.numpy() for name, tensor in module.network.state_dict().items()}
-    val, reference = (probabilities(module.network, to_float(b.images)) for b in (data.val, data.reference))
+    val = probabilities(module.network, to_float(data.val.images))
+    teaches = cell.recipe == "real_aug" and cell.member == 0 and not data.reference_labelled and len(data.reference) > 0
+    reference = probabilities(module.network, to_float(data.reference.images)) if teaches else np.zeros((0, 0), np.float32)
     return Trained(weights, val, reference, num_real, num_synthetic, done.seconds)
 
 

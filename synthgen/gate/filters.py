@@ -194,7 +194,7 @@ def calibrate(real: Real, config: GateConfig, num_candidates: int) -> Calibratio
             thresholds[name], alphas[name] = conformal_threshold(null[name], alpha, family.bad)
     for name in ("copy", "duplicate"):
         thresholds[name] = min(thresholds[name], config.copy_ratio)
-    return Calibration(null, thresholds, alphas, _real_dropped(null, thresholds))
+    return Calibration(null, thresholds, alphas, _real_dropped(null, thresholds, alphas["duplicate"]))
 
 
 def keep(
@@ -243,8 +243,8 @@ def conformal_threshold(null: Float[np.ndarray, " n"], alpha: float, bad: Litera
     return float(threshold), allowed / (n + 1)
 
 
-def _real_dropped(null: Signals, thresholds: dict[str, float]) -> float:
-    """Share of real images dropped; `label` and `duplicate`, which are measured on other images, are added on top.
+def _real_dropped(null: Signals, thresholds: dict[str, float], duplicates: float) -> float:
+    """Share of real images dropped: in all by support, pixels and copy, plus labels (known of others), plus `duplicates`.
 
     The one image that a threshold was taken from counts: as of a new image, it would be as likely beyond.
     """
@@ -253,7 +253,7 @@ def _real_dropped(null: Signals, thresholds: dict[str, float]) -> float:
         at = np.flatnonzero(null[name] == thresholds[name])
         bad[at] |= len(at) == 1
     together = dropped["support"] | dropped["low_level"] | dropped["copy"]
-    return min(1.0, float(together.mean() + dropped["label"].mean() + dropped["duplicate"].mean()))
+    return min(1.0, float(together.mean() + dropped["label"].mean() + duplicates))
 
 
 def _duplicate_threshold(null: np.ndarray, alpha: float, num_candidates: int) -> tuple[float, float]:

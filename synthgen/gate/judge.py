@@ -42,9 +42,9 @@ def judge(
     difference is the excess. Its standard error is the spread over the splits: a delete-half jackknife, as the variance
     over subsamples of half the data estimates that of the whole without a factor (Shao & Wu 1989, "A general theory for
     jackknife variance estimation", with d = n / 2; McCarthy 1969 for balanced halves). Near excess 0, where a distance
-    has no linear part, it errs on the wide side. Equal mixes make A, B and C more alike than independent draws, so FID is
-    lower in both columns than elsewhere, and the reference of KID falls below 0; the excess is what counts. Excesses hardly move with n (5% blurred MNIST digits: FID .189 to .192
-    for n of 500 to 5,000), so half the data speak for all.
+    has no linear part, it errs on the wide side. Excesses hardly move with n (5% blurred MNIST digits: FID .189 to .192
+    for n of 500 to 5,000), so half the data speak for all. Equal mixes make A, B and C more alike than independent draws:
+    FID is lower in both columns than elsewhere, and KID of real against real falls below 0; the excess is what counts.
 
     A limit is a statement about real images (`GateConfig`). A metric accepts if its whole interval keeps the limit,
     rejects if none of it does. The set is rejected if any limit is broken, accepted if all are kept, else there isn't

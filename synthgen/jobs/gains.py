@@ -17,7 +17,7 @@ from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.gates import load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
-from synthgen.types import GainReport, Progress, Silent
+from synthgen.types import Batch, GainReport, Progress, Silent
 from synthgen.workers import Pool
 
 
@@ -74,6 +74,19 @@ def _train_cell(task: _CellTask, progress: Progress) -> None:
         )
         storage.write_bytes(task.out, trained.to_bytes())
     progress.advance(task.task)
+
+
+@lru_cache(maxsize=1)
+def _test_images(split: Split) -> Batch:
+    return split.role("test")
+
+
+def _predict_test(task: _CellTask, progress: Progress) -> np.ndarray:
+    """A finished cell's class probabilities on the test split."""
+    trained, classifier = Trained.from_bytes(task.out.read_bytes()), task.contest.order.config.classifier
+    predicted = study.predict(trained, task.contest.split.spec, classifier, _test_images(task.contest.split))
+    progress.advance(task.task)
+    return predicted
 
 
 def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]], out: Path, pool: Pool) -> str | None:
@@ -147,7 +160,9 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
             best_real = study.choose_best_real(arms, trained, data.val, config.gain)
             work.write_json("opened.json", {"split": "test", "after": "all networks were trained", "best_real_on_val": best_real})
             test = split.role("test")
-            on_test = {cell: study.predict(done, split.spec, config.classifier, test) for cell, done in trained.items()}
+            order.progress.start("gain: test", len(path))
+            looks = [_CellTask(contest, cell, file, None, "gain: test") for cell, file in path.items()]
+            on_test = dict(zip(path, pool.map(_predict_test, looks, order.progress), strict=True))
             report = study.assess(
                 arms, skipped, best_real, trained, on_test, data.val, test, config.classifier.steps, config.gain
             )

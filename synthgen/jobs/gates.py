@@ -106,8 +106,8 @@ def check_sizes(order: Order, split: Split) -> None:
             f"split.reference: {num} images, and the gate's metrics need {need} ({judge.MIN_SIDE} against {judge.MIN_SIDE}); "
             f"give split.reference={need} or more, or more images"
         )
-    if order.config.generate.num < judge.MIN_SIDE:
-        raise ConfigError(f"generate.num={order.config.generate.num}: the gate's metrics need {judge.MIN_SIDE} candidates or more")
+    if order.config.generate.num < need:
+        raise ConfigError(f"generate.num={order.config.generate.num}: the gate's metrics need {need} candidates or more")
 
 
 def load_gate(folder: Path) -> GateReport:

@@ -18,7 +18,7 @@ Array = Tensor | np.ndarray
 """What a metric takes: a torch tensor or a numpy array."""
 
 MICRO_BATCH = 128
-"""Images a forward pass; fixed and padded, since a network's last bits change with the batch size (MEASURED.md, 6)."""
+"""Images a forward pass; fixed and padded, since a network's last bits change with the batch size."""
 
 
 def extract(network: nn.Module, batches: Iterable[Batch], extractor: str, device: torch.device | str = "cpu") -> FeatureSet:
