@@ -121,8 +121,10 @@ class Classifier(pl.LightningModule):
 
 
 @torch.no_grad()
-def probabilities(network: nn.Module, images: Float[Tensor, "n c h w"], chunk: int = 500) -> Float[np.ndarray, "n k"]:
-    """Class probabilities of images in [-1, 1], float32, in chunks."""
-    network.eval()
-    parts = [network(images[i : i + chunk]).softmax(1).cpu().numpy() for i in range(0, len(images), chunk)]
+def probabilities(
+    network: nn.Module, images: Float[Tensor, "n c h w"], device: str = "cpu", chunk: int = 500
+) -> Float[np.ndarray, "n k"]:
+    """Class probabilities of images in [-1, 1], float32, in chunks; the network stays on `device`, in eval mode."""
+    network.eval().to(device)
+    parts = [network(images[i : i + chunk].to(device)).softmax(1).cpu().numpy() for i in range(0, len(images), chunk)]
     return np.concatenate(parts).astype(np.float32)

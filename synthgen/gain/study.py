@@ -97,9 +97,11 @@ def train_cell(
     module = Classifier(classifier, data.spec, seed, augment if recipe.augment else None, config.mixup if recipe.mixup else 0.0)
     done = fit(module, sources, steps=classifier.steps, seed=seed, task=task, progress=progress, device=device)
     weights = {name: tensor.numpy() for name, tensor in module.network.state_dict().items()}
-    val = probabilities(module.network, to_float(data.val.images))
+    val = probabilities(module.network, to_float(data.val.images), device)
     teaches = cell.recipe == "real_aug" and cell.member == 0 and not data.reference_labelled and len(data.reference) > 0
-    reference = probabilities(module.network, to_float(data.reference.images)) if teaches else np.zeros((0, 0), np.float32)
+    reference = np.zeros((0, 0), np.float32)
+    if teaches:
+        reference = probabilities(module.network, to_float(data.reference.images), device)
     return Trained(weights, val, reference, num_real, num_synthetic, done.seconds)
 
 
@@ -132,11 +134,11 @@ def pseudo_labelled(images: Batch, confidence: np.ndarray, threshold: float) -> 
     return guessed.take(sure)
 
 
-def predict(trained: Trained, spec: DatasetSpec, classifier: ClassifierConfig, images: Batch) -> np.ndarray:
+def predict(trained: Trained, spec: DatasetSpec, classifier: ClassifierConfig, images: Batch, device: str = "cpu") -> np.ndarray:
     """Class probabilities of a finished cell's network, float32, shape (n, k)."""
     module = Classifier(classifier, spec, seed=0)
     module.network.load_state_dict({name: torch.from_numpy(array) for name, array in trained.weights.items()})
-    return probabilities(module.network, to_float(images.images))
+    return probabilities(module.network, to_float(images.images), device)
 
 
 def choose_best_real(arms: tuple[str, ...], trained: dict[Cell, Trained], val: Batch, config: GainConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ def _test_images(split: Split) -> Batch:
 
 def _predict_test(task: _CellTask, progress: Progress) -> np.ndarray:
     """A finished cell's class probabilities on the test split."""
-    trained, classifier = Trained.from_bytes(task.out.read_bytes()), task.contest.order.config.classifier
-    predicted = study.predict(trained, task.contest.split.spec, classifier, _test_images(task.contest.split))
+    trained, order, split = Trained.from_bytes(task.out.read_bytes()), task.contest.order, task.contest.split
+    predicted = study.predict(trained, split.spec, order.config.classifier, _test_images(split), order.device)
     progress.advance(task.task)
     return predicted
 
@@ -158,7 +159,14 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
                 pool.map(_train_cell, tasks, order.progress)
             trained = {cell: Trained.from_bytes(file.read_bytes()) for cell, file in path.items()}
             best_real = study.choose_best_real(arms, trained, data.val, config.gain)
-            work.write_json("opened.json", {"split": "test", "after": "all networks were trained", "best_real_on_val": best_real})
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            opened = {
+                "split": "test",
+                "at": now,
+                "after": f"all {len(path)} networks were trained",
+                "best_real_on_val": best_real,
+            }
+            work.write_json("opened.json", opened)
             test = split.role("test")
             order.progress.start("gain: test", len(path))
             looks = [_CellTask(contest, cell, file, None, "gain: test") for cell, file in path.items()]

@@ -143,8 +143,8 @@ class _Judging:
 
     def evidence(self, batch: Batch, out_of_fold: bool = False) -> filters.Evidence:
         """Features and class probabilities; of train images from the networks that were blind to them."""
-        images = to_float(batch.images).to(self.order.device)
-        each = np.stack([probabilities(network, images) for network in self.judges])
+        images = to_float(batch.images)
+        each = np.stack([probabilities(network, images, self.order.device) for network in self.judges])
         judged = each[self.fold, np.arange(len(batch))] if out_of_fold else each.mean(0)
         return filters.Evidence(batch.images, self.features(batch), judged)
 
