@@ -286,15 +286,17 @@ def configs(
             typer.echo(f"{name:<13} {head}")
 
 
+TOP = ("name", "seed", "device", "precision", "workers", "tracking", "project")
+JUDGING = ("features", "classifier", "gate")
+
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "run": (run, ("name", "seed", "device", "precision", "workers", "tracking", "project", "models", "data", "split", "audit",
-                  "augment", "generators", "features", "classifier", "generate", "gate", "export", "gain")),
+    "run": (run, (*TOP, "models", "data", "split", "audit", "augment", "generators", *JUDGING, "generate", "export", "gain")),
     "audit": (audit, ("name", "data", "split", "audit")),
     "train": (train, ("seed", "device", "precision", "augment", "generators")),
     "generate": (generate, ("device", "generate", "generators")),
-    "gate": (gate, ("seed", "device", "data", "split", "augment", "features", "classifier", "gate")),
+    "gate": (gate, ("seed", "device", "data", "split", "augment", *JUDGING)),
     "export": (export, ("export",)),
-    "gain": (gain, ("seed", "device", "workers", "tracking", "project", "data", "split", "augment", "features", "classifier", "gate", "gain")),
+    "gain": (gain, (*TOP, "data", "split", "augment", *JUDGING, "gain")),
     "report": (report, ()),
     "configs": (configs, ()),
 }  # fmt: skip
@@ -331,10 +333,8 @@ def _main() -> int:
             raise KeyboardInterrupt from None
         if "--debug" in sys.argv:
             raise
-        typer.echo(
-            f"synthgen: a defect of synthgen, please report it: {type(error).__name__}: {error} (run again with --debug for the traceback)",
-            err=True,
-        )
+        what = f"{type(error).__name__}: {error}"
+        typer.echo(f"synthgen: a defect of synthgen, please report it: {what} (--debug shows the traceback)", err=True)
         return EXIT_DEFECT
 
 
