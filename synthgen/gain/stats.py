@@ -37,7 +37,17 @@ def paired_interval(
         return Interval(arm, baseline, mean, mean, mean, seeds, None)
     freedom = variance**2 / (by_seed**2 / (seeds - 1) + by_image**2 / (images - 1))
     half = float(distributions.t.ppf(0.975, freedom)) * math.sqrt(variance)
-    return Interval(arm, baseline, mean, mean - half, mean + half, seeds, seeds_needed(mean, by_seed * seeds, by_image))
+    return Interval(
+        arm, baseline, mean, mean - half, mean + half, seeds, seeds_needed(mean, by_seed * seeds, _images_alone(differences))
+    )
+
+
+def _images_alone(differences: Float[np.ndarray, "s n"]) -> float:
+    """Variance of the mean that no number of seeds takes away: (MS_images - MS_interaction) / s / n, two-way ANOVA."""
+    seeds, images = differences.shape
+    centred = differences - differences.mean(0) - differences.mean(1, keepdims=True) + differences.mean()
+    interaction = float((centred**2).sum()) / max(1, (seeds - 1) * (images - 1))
+    return max(0.0, float(differences.mean(0).var(ddof=1)) - interaction / seeds) / images
 
 
 def seeds_needed(difference: float, seed_variance: float, image_variance: float) -> int | None:

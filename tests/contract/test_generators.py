@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from synthgen import models, sampling, training
+from synthgen.config.load import load
 from synthgen.errors import CheckpointError, TrainingError
 from synthgen.models import MODELS, Noise, base
 from synthgen.types import Batch, DatasetSpec, Silent
+from tests.conftest import toy_images
 
 KINDS = list(MODELS)
 
@@ -85,7 +87,7 @@ def test_one_batch_can_be_learnt(tiny, kind, steps, toy, toy_spec):
 
 
 def test_the_gan_learns_the_class_means(tiny, toy, toy_spec):
-    generator, _ = trained(tiny, "gan", toy, toy_spec, steps=300, diffaugment=())
+    generator, _ = trained(tiny, "gan", toy, toy_spec, steps=300, diffaugment=(), lr=1e-3, lr_discriminator=4e-3)
     labels = np.repeat([0, 1, 2], 8)
     made = draw(generator, labels).images.astype(float)
     real = np.stack([toy.images[toy.labels == label].mean(0) for label in range(3)])
@@ -150,3 +152,14 @@ def test_label_plans_are_exact():
     assert np.bincount(sampling.label_plan(labels, 2, 100, "match", 0)).tolist() == [75, 25]
     assert np.bincount(sampling.label_plan(labels, 2, 101, "balanced", 0)).tolist() == [51, 50]
     assert (sampling.label_plan(labels, 2, 100, "match", 0) != sampling.label_plan(labels, 2, 100, "match", 1)).any()
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_size_trains_and_samples_at_32_px(kind, size):
+    config = load("cifar10-2k", [f"size={size}", "data.path=x", "generators.diffusion.sampling_steps=2"])
+    own = getattr(config.generators, kind).model_copy(update={"steps": 1, "batch_size": 2})
+    spec = DatasetSpec("x", (3, 32, 32), ("a", "b"), False, "")
+    generator = models.build(own, spec, config.augment)
+    training.fit(generator, [(toy_images(4, (3, 32, 32), 2), 2)], steps=1, seed=0, task=kind, progress=Silent())
+    assert draw(generator, np.array([0, 1]), chunk=2).images.shape == (2, 3, 32, 32)

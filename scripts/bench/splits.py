@@ -1,6 +1,7 @@
-"""The digits factory over several splits of the data: the gain of each arm with its interval over splits.
+"""The factory over several splits of the data: the gain of each arm with its interval over splits.
 
-    .venv/bin/python scripts/bench/digits_splits.py --splits 10 [--recipe digits] [--json FILE] [--quick]
+    .venv/bin/python scripts/bench/splits.py --splits 10 [--recipe digits] [--json FILE] [--quick]
+    .venv/bin/python scripts/bench/splits.py --recipe cifar10-2k --splits 1 --out outputs/gpu device=cuda   (one GPU)
 
 Each split is a run of its own in a fresh process, with its own train, val, reference and test images. An arm's figure
 for a split is the mean over that run's classifier seeds; the interval is Student's t over splits.
