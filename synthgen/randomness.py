@@ -31,7 +31,7 @@ def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def normal(seed: int, name: str, indices: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, b * shape]:
+def normal(seed: int, name: str, indices: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, "b *shape"]:
     """Standard normal numbers for each index, float32, of shape (len(indices), *shape).
 
     Row r depends on (seed, name, indices[r]) alone, not on its neighbours.

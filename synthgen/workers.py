@@ -99,7 +99,6 @@ class Pool:
             for future in futures:
                 future.cancel()
             raise
-        self._forward(progress)
         return [future.result() for future in futures]
 
     def _start(self) -> ProcessPoolExecutor:

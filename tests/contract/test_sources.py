@@ -346,7 +346,7 @@ def test_sizes_that_need_a_setting(tmp_path: Path):
     picture(1, (20, 24)).save(mixed / "cat" / "9.png")
     with pytest.raises(DataError, match=r"2 sizes, 16x16 \(6\), 20x24 \(1\).*data.size_px=32"):
         load(folder(mixed))
-    with pytest.raises(DataError, match=r"20x16 aren't square; give data.size_px=16"):
+    with pytest.raises(DataError, match=r"20x16 images aren't square; data.size_px=16"):
         load(folder(make_folder(tmp_path / "wide", size=(20, 16))))
     with pytest.raises(DataError, match=r"30x30; the size must be a multiple of 4.*data.size_px=32"):
         load(folder(make_folder(tmp_path / "odd", size=(30, 30))))

@@ -46,6 +46,15 @@ def telling(name: str, progress: Progress) -> None:
     progress.finish(name, "done")
 
 
+def ask_and_wait(path: Path, progress: Progress) -> bool:
+    """Whether it was heard while it was at work."""
+    progress.start(str(path), 1)
+    end = time.monotonic() + 10
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    return path.exists()
+
+
 def gradients(seed: int, progress: Progress) -> tuple[int, bytes]:
     """A matrix product and a convolution, whose last bits depend on the number of threads."""
     images = torch.randn(16, 8, 24, 24, generator=torch.Generator().manual_seed(seed))
@@ -97,6 +106,14 @@ def test_progress_arrives_from_every_worker(pool):
         for name in "abc":
             own = [told for told in notes.told if told[1] == name]
             assert own == [("start", name, 3), ("advance", name, 2, "loss 0.5"), ("finish", name, "done")]
+
+
+def test_progress_arrives_while_the_task_runs(pool, tmp_path):
+    class Answer(Notes):
+        def start(self, task: str, total: int) -> None:
+            Path(task).touch()
+
+    assert pool.map(ask_and_wait, [tmp_path / "a", tmp_path / "b"], Answer()) == [True, True]
 
 
 def test_an_error_keeps_its_type_and_the_pool_goes_on(pool):

@@ -126,11 +126,16 @@ def test_no_number_of_seeds_helps_where_the_test_set_is_too_small():
     assert seeds_needed(50.0, 0.001, 0.1) == 2
 
 
-def test_an_interval_says_how_many_seeds_its_own_difference_needs():
-    new, old = study(np.random.default_rng(3), 4, 400, 0.3)
-    difference = 100 * (new - old)
-    expected = seeds_needed(difference.mean(), difference.mean(1).var(ddof=1), difference.mean(0).var(ddof=1) / 400)
-    assert paired_interval("new", "old", new, old).seeds_needed == expected
+def test_only_what_the_images_alone_vary_counts_as_beyond_the_reach_of_seeds():
+    rng = np.random.default_rng(3)
+    # seeds disagree image by image, no image is special: more seeds settle any difference
+    noisy = (rng.random((4, 2000)) < 0.6).astype(np.float64)
+    other = (rng.random((4, 2000)) < 0.595).astype(np.float64)
+    assert paired_interval("new", "old", noisy, other).seeds_needed is not None
+    # all seeds agree on which images differ: no number of seeds does
+    gains = np.tile((rng.random(2000) < 0.02).astype(np.float64), (4, 1))
+    losses = np.tile((rng.random(2000) < 0.018).astype(np.float64), (4, 1))
+    assert paired_interval("new", "old", gains, losses).seeds_needed is None
 
 
 def test_the_mean_interval_is_students():
