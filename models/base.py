@@ -32,7 +32,7 @@ class Noise:
     def __init__(self, seed: int, indices: np.ndarray, device: torch.device | str = "cpu") -> None:
         self.seed, self.indices, self.device = seed, indices, device
 
-    def __call__(self, name: str, shape: tuple[int, ...]) -> Float[Tensor, b * shape]:
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Float[Tensor, "b *shape"]:
         """Standard normal noise of shape (b, *shape) for what `name` says; the same at every call."""
         return torch.from_numpy(randomness.normal(self.seed, f"sample/{name}", self.indices, shape)).to(self.device)
 

@@ -72,6 +72,6 @@ def change_resolution(x: Float[Tensor, "b c h w"], resample: str) -> Tensor:
     return x
 
 
-def sum_per_image(x: Float[Tensor, b * rest]) -> Float[Tensor, " b"]:
+def sum_per_image(x: Float[Tensor, "b *rest"]) -> Float[Tensor, " b"]:
     """Sum over all axes but the first."""
     return torch.flatten(x, 1).sum(1)

@@ -123,15 +123,16 @@ def test_labels_of_unlabelled_reference_and_of_test_are_not_looked_at(digits: Re
     assert report.split_counts["reference"] == {"unlabelled": 300}
 
 
-def test_a_mislabelled_digit_is_found(digits: RealImages):
+def test_mislabelled_digits_are_found(digits: RealImages):
     rows = split(digits, SPLIT)
     labels = digits.batch.labels.copy()
     zeros = rows["train"][labels[rows["train"]] == 0]
-    labels[zeros[0]] = 4
+    labels[zeros[:4]] = 4
     real = with_images(digits, digits.batch.images, labels)
     found = label_issues(real, np.sort(np.concatenate([rows["train"], rows["val"]])), AuditConfig(), seed=0)
     assert found.num_judged == 300
-    assert digits.batch.keys[zeros[0]] in found.keys
+    planted = {digits.batch.keys[row] for row in zeros[:4]}
+    assert len(planted & set(found.keys)) >= 3
     assert found.total < 30
     assert found.accuracy is not None
     assert found.accuracy > 0.85
