@@ -126,13 +126,12 @@ def test_labels_of_unlabelled_reference_and_of_test_are_not_looked_at(digits: Re
 def test_mislabelled_digits_are_found(digits: RealImages):
     rows = split(digits, SPLIT)
     labels = digits.batch.labels.copy()
-    zeros = rows["train"][labels[rows["train"]] == 0]
-    labels[zeros[:4]] = 4
+    wrong = [rows["train"][labels[rows["train"]] == label][0] for label in range(8)]
+    labels[wrong] = (labels[wrong] + 5) % 10
     real = with_images(digits, digits.batch.images, labels)
     found = label_issues(real, np.sort(np.concatenate([rows["train"], rows["val"]])), AuditConfig(), seed=0)
     assert found.num_judged == 300
-    planted = {digits.batch.keys[row] for row in zeros[:4]}
-    assert len(planted & set(found.keys)) >= 3
+    assert len({digits.batch.keys[row] for row in wrong} & set(found.keys)) >= 4  # 0.4 by chance
     assert found.total < 30
     assert found.accuracy is not None
     assert found.accuracy > 0.85
