@@ -80,7 +80,7 @@ class Generator(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys what torch draws inside layers (dropout) by the step: a resumed run then equals an uninterrupted one."""
-        torch.manual_seed(int(self.draws("layers").integers(2**62)))
+        randomness.seed_layers(self.seed, f"{self.kind}/layers/{self.global_rank}", self.step, self.device.type)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The average follows; the step is counted."""

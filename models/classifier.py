@@ -97,7 +97,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout by the step."""
-        torch.manual_seed(int(randomness.stream(self.seed, "classifier/layers", self.step).integers(2**62)))
+        randomness.seed_layers(self.seed, "classifier/layers", self.step, self.device.type)
 
     def training_step(self, batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]], batch_idx: int) -> Tensor:
         """Mean cross-entropy in nats."""

@@ -31,6 +31,19 @@ def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def seed_layers(seed: int, name: str, index: int, device: str) -> None:
+    """Keys what torch draws by itself (dropout) by (seed, name, index): the one place that touches a global generator.
+
+    Not `torch.manual_seed`: where there is no GPU it queues a call for one each time, at 1 ms and some memory.
+    """
+    import torch
+
+    number = int(stream(seed, name, index).integers(2**62))
+    torch.default_generator.manual_seed(number)
+    if device == "cuda":
+        torch.cuda.manual_seed(number)
+
+
 def normal(seed: int, name: str, indices: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, "b *shape"]:
     """Standard normal numbers for each index, float32, of shape (len(indices), *shape).
 

@@ -94,7 +94,7 @@ def test_an_own_recipe_composes_schema_and_size(own, name):
 def test_code_and_interpolation_in_an_own_recipe_are_refused(own, inside, monkeypatch):
     monkeypatch.setenv("HOME", "secret-of-the-environment")
     message = refused(own(f"defaults: [schema, _self_]\n{inside}\n"))
-    assert "plain values" in message or "no such setting" in message
+    assert "plain values" in message
     assert "secret" not in message
 
 
@@ -245,7 +245,7 @@ def test_a_value_that_was_never_composed_is_checked_too():
     assert validate({"name": "x"}, "here") == RunConfig(name="x")
     with pytest.raises(ConfigError, match=r"here: gain\.arms\[0\]='\$\{x\}'"):
         validate({"gain": {"arms": ["${x}"]}}, "here")
-    with pytest.raises(ConfigError, match="_target_"):
+    with pytest.raises(ConfigError, match="plain values"):
         validate({"data": {"_target_": "x"}}, "here")
 
 
