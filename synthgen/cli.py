@@ -120,12 +120,8 @@ def audit(
     from synthgen import jobs, storage
     from synthgen.screen import show_audit
 
-    def job(order: Any) -> Any:
-        with storage.lock(folder):
-            jobs.audit(order, folder)
-        return storage.read_json(folder / "audit" / "report.json")
-
-    report = _watch(config, restart, quiet, job)
+    _watch(config, restart, quiet, lambda order: jobs.audit(order, folder), folder)
+    report = storage.read_json(folder / "audit" / "report.json")
     _print(report, json, quiet, lambda: show_audit(report, str(folder)))
 
 
@@ -148,7 +144,7 @@ def train(
     if model not in MODELS:
         raise ConfigError(f"{model!r}: no such generator{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
     folder = out or data / "train" / model
-    _watch(config, restart, quiet, lambda order: jobs.train(order, jobs.Split.open(data), model, folder))
+    _watch(config, restart, quiet, lambda order: jobs.train(order, jobs.Split.open(data), model, folder), folder)
 
 
 def generate(
@@ -170,7 +166,7 @@ def generate(
     from synthgen import jobs
 
     folder = out or real / "candidates" / (checkpoint if checkpoint.is_dir() else checkpoint.parent).name
-    _watch(config, restart, quiet, lambda order: jobs.generate(order, jobs.Split.open(real), checkpoint, folder))
+    _watch(config, restart, quiet, lambda order: jobs.generate(order, jobs.Split.open(real), checkpoint, folder), folder)
 
 
 def gate(
@@ -375,15 +371,16 @@ def _gate_folder(path: Path) -> Path:
     return path / "gate" if (path / "gate" / "gate.json").is_file() else path
 
 
-def _watch(config: Any, restart: bool, quiet: bool, job: Callable[[Any], Any]) -> Any:
-    """Runs a job under the progress bars."""
+def _watch(config: Any, restart: bool, quiet: bool, job: Callable[[Any], Any], locked: Path | None = None) -> Any:
+    """Runs a job under the progress bars, with the lock of its folder unless it takes that itself."""
     from concurrent.futures.process import BrokenProcessPool
+    from contextlib import nullcontext
 
-    from synthgen import jobs
+    from synthgen import jobs, storage
     from synthgen.screen import Screen
     from synthgen.workers import explain_broken_pool
 
-    with Screen(quiet) as screen:
+    with Screen(quiet) as screen, storage.lock(locked) if locked else nullcontext():
         try:
             return job(jobs.Order(config, restart, screen))
         except BrokenProcessPool as error:

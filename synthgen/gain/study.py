@@ -229,7 +229,7 @@ def decide(intervals: list[Interval], smallest_gain: float, num_test: int) -> tu
     ]
     if intervals and all(i.low > 0 for i in intervals):
         return "use", tuple(reasons)
-    hopeless = [i for i in intervals if i.high < max(smallest_gain, 1e-12)]
+    hopeless = [i for i in intervals if i.low <= 0 and i.high < max(smallest_gain, 1e-12)]
     if hopeless:
         worst = min(hopeless, key=lambda i: i.high)
         harm = "it harms" if worst.high < 0 else f"it can't bring {smallest_gain} points, the smallest gain worth having"

@@ -29,9 +29,11 @@ def folders() -> Iterator[Path]:
 
 
 FILES = sorted(path for folder in folders() for path in folder.glob("*.py"))
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES if path.stem != "__main__"
-)
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in FILES
+    if path.stem != "__main__"
+}
 
 
 def where(path: Path) -> str:
@@ -39,7 +41,8 @@ def where(path: Path) -> str:
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG", "SYSTEMROOT") if name in os.environ}
+    environment = {**kept, "PYTHONPATH": str(ROOT)}  # not what this process's own imports may have set
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
 
@@ -216,7 +219,7 @@ def test_no_file_is_longer_than_a_sitting():
     assert [where(path) for path in FILES if len(path.read_text().splitlines()) > 500] == []
 
 
-@pytest.mark.parametrize("name", [m for m in MODULES if ">>> " in (importlib.util.find_spec(m).loader.get_source(m) or "")])
+@pytest.mark.parametrize("name", [name for name, path in MODULES.items() if ">>> " in path.read_text()])
 def test_examples_in_docstrings_run(name):
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 0
