@@ -7,6 +7,7 @@ Guidance: Ho and Salimans 2022.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, cast
 
 import torch
@@ -45,7 +46,7 @@ class EDMNetwork(nn.Module):
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
             block_out_channels=tuple(ladder),
             layers_per_block=config.layers,
-            norm_num_groups=group_norm(ladder[0]).num_groups,
+            norm_num_groups=group_norm(math.gcd(*ladder)).num_groups,
             dropout=config.dropout,
             add_attention=config.attention,
             class_embed_type="identity",

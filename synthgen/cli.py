@@ -17,7 +17,7 @@ import typer
 from synthgen.errors import EXIT_DEFECT, EXIT_INSUFFICIENT, EXIT_INTERRUPTED, EXIT_REJECT, ConfigError, SynthgenError
 
 EPILOG = (
-    "Exit codes: 0 done, whatever the verdict; 2 a setting is wrong; 3 images or labels; 4 a checkpoint; 5 a folder; "
+    "Exit codes: 0 done, whatever the verdict; 1 a worker was killed; 2 a setting is wrong; 3 images or labels; 4 a checkpoint; 5 a folder; "
     "6 training diverged; 10 (--exit-code) rejected; 11 (--exit-code) insufficient evidence; 70 a defect; 130 Ctrl-C."
 )
 
@@ -305,10 +305,12 @@ for _name, (_function, _sections) in COMMANDS.items():
 def main() -> None:
     """Runs the command line; one line for a user's error, no traceback unless --debug."""
     try:
-        sys.exit(_main())
+        code = _main()
     except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:
         typer.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code)
 
 
 def _main() -> int:
@@ -338,14 +340,12 @@ def _config(recipe: str | None, beside: Path | None, overrides: list[str] | None
     """Settings from a recipe, or from the config.yaml beside the data; `source` becomes the data if it isn't split yet."""
     from synthgen.config.load import load
 
-    found = next(
-        (
-            folder / "config.yaml"
-            for folder in (beside, beside and beside.parent)
-            if folder and (folder / "config.yaml").is_file()
-        ),
-        None,
-    )
+    from synthgen import jobs
+
+    found = None
+    if beside is not None and (jobs.is_split(beside) or (beside / "verdict.json").is_file()):
+        places = (beside, beside.parent) if (beside / "dataset.json").is_file() else (beside,)
+        found = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
     given = list(overrides or [])
     if recipe is None and found is not None:
         return load(str(found), given)
@@ -353,8 +353,6 @@ def _config(recipe: str | None, beside: Path | None, overrides: list[str] | None
         source = beside
     placeholder = [] if any(g.startswith("data.path=") for g in given) else ["data.path=unknown"]
     config = load(recipe or "folder", [*placeholder, *given])
-    from synthgen import jobs
-
     return config if source is None or jobs.is_split(source) else jobs.source_of(source, config)
 
 

@@ -222,7 +222,11 @@ def stage(
         write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA})
     _clear(folder, keep_resume=same)
     write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA, **identity})
-    yield work
+    try:
+        yield work
+    except BaseException:
+        _leave_no_trace(folder, ATTEMPT)
+        raise
     work.commit()
 
 
@@ -269,6 +273,15 @@ def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> Non
             raise StorageError(f"{path}: listed in {STAGE_MANIFEST} but missing; delete {folder} and run the command again")
         if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
             raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")
+
+
+def _leave_no_trace(folder: Path, mark: str) -> None:
+    """Removes our mark from a folder in which nothing was written, and the folder if it is empty then."""
+    names = {path.name for path in folder.iterdir()}
+    if mark in names and names <= {mark, LOCK}:
+        (folder / mark).unlink()
+        if names == {mark}:
+            folder.rmdir()
 
 
 def _attempt(folder: Path) -> dict[str, Any] | None:
@@ -338,6 +351,8 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         StorageError: another process holds it, or the folder can't be made.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
+        raise StorageError(f"{folder}: holds files that synthgen didn't write; choose an empty or new --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115
@@ -355,4 +370,13 @@ def lock(folder: Path) -> Iterator[None]:
             raise StorageError(f"{folder}: in use by process {holder}; wait for it, or give --out another folder") from None
         except OSError as error:
             raise StorageError(f"{folder}: can't be locked ({error.strerror}); choose an --out on another disk") from error
-        yield
+        try:
+            yield
+        finally:
+            _leave_no_trace(folder, LOCK)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a run folder, a stage, or the remains of either."""
+    marks = [f"{depth}{name}" for depth in ("", "*/", "*/*/") for name in (LOCK, STAGE_MANIFEST, ATTEMPT)]
+    return any(next(folder.glob(mark), None) for mark in marks)

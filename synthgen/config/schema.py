@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 ModelName = Literal["vae", "gan", "diffusion"]
 
 
@@ -80,7 +80,7 @@ class AugmentConfig(Section):
     flip: bool = Field(False, description="mirror left-right")
     shift_px: float = Field(1.0, ge=0, description="largest shift, in pixels")
     rotate_deg: float = Field(8.0, ge=0, le=180, description="largest rotation")
-    scale: float = Field(0.08, ge=0, lt=1, description="largest relative change of size")
+    scale: float = Field(0.08, ge=0, lt=0.5, description="largest relative change of size")
     contrast: float = Field(0.1, ge=0, lt=1, description="largest relative change of contrast (classifiers only)")
 
 
@@ -121,7 +121,7 @@ class DiffusionConfig(GeneratorConfig):
     """EDM preconditioning (Karras 2022) on a diffusers UNet2DModel, class-conditional, with non-leaking augmentation."""
 
     kind: Literal["diffusion"] = Field("diffusion", description="always diffusion: what its checkpoint calls it")
-    channel_mults: tuple[PositiveInt, ...] = Field((1, 2), description="channels of each resolution, in widths")
+    channel_mults: tuple[PositiveInt, ...] = Field((1, 2), min_length=1, description="channels of each resolution, in widths")
     layers: PositiveInt = Field(1, description="residual blocks a resolution")
     attention: bool = Field(False, description="self-attention at the lowest resolution")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the residual blocks")
@@ -262,4 +262,11 @@ class RunConfig(Section):
             raise ValueError(f"data.path is not given, and data.source={self.data.source!r} needs it: data.path=FOLDER")
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"models names a generator twice: {list(self.models)}")
+        if len(set(self.export.formats)) < len(self.export.formats):
+            raise ValueError(f"export.formats names a format twice: {list(self.export.formats)}")
+        diffusion = self.generators.diffusion
+        if diffusion.guidance != 1 and diffusion.label_dropout == 0:
+            raise ValueError(
+                "generators.diffusion.guidance needs label_dropout above 0, so that it can learn to do without a label"
+            )
         return self

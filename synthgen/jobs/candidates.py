@@ -26,6 +26,7 @@ def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[B
         DataError: nothing there; another image shape; a class that the real images don't have; an image without a label.
     """
     if (path / CANDIDATES).is_file():
+        storage.check_folder(path)
         batch = raw.read(path / CANDIDATES, spec)
         about = storage.read_json(path / "candidates.json")
         made = about["provenance"]
@@ -40,7 +41,8 @@ def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[B
     else:
         source = source_of(path, config)
         size = {"size_px": spec.image_shape[1], "channels": spec.image_shape[0]}
-        loaded = sources.load(source.data.model_copy(update={**size, "name": None, "group_column": None, "group_pattern": None}))
+        plain = {"name": None, "group_column": None, "group_pattern": None}
+        loaded = sources.load(source.data.model_copy(update=size | plain), any_classes=True)
         found, names, digest = loaded.batch, loaded.spec.class_names, loaded.spec.fingerprint
         found = Batch(found.images, found.labels, tuple(key.replace("real-", "candidate-") for key in found.keys))
         infos = [SampleInfo(path.stem, "", 0, -1) for _ in found.keys]

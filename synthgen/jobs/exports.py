@@ -11,7 +11,7 @@ from synthgen import storage
 from synthgen.errors import DataError
 from synthgen.gate import filters
 from synthgen.jobs.candidates import load_candidates
-from synthgen.jobs.gates import load_gate
+from synthgen.jobs.gates import check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
 from synthgen.shards import manifest, parquet, table, webdataset
@@ -26,6 +26,7 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
     """
     config = order.config
     batch, infos, digest = load_candidates(candidates, split.spec, config)
+    check_judged(judged, split, digest)
     inputs = {"split": split.digest, "candidates": digest, "gate": storage.folder_digest(judged)}
     with order.stage(out, "export", order.section("export"), inputs) as work:
         if not work.done:

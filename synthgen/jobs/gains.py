@@ -15,7 +15,7 @@ from synthgen.gain import arms as gain_arms
 from synthgen.gain import study
 from synthgen.gain.study import Cell, Trained
 from synthgen.jobs.candidates import load_candidates
-from synthgen.jobs.gates import load_gate
+from synthgen.jobs.gates import check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
 from synthgen.types import Batch, GainReport, Progress, Silent
@@ -24,20 +24,33 @@ from synthgen.workers import Pool
 
 @dataclass(frozen=True)
 class Contest:
-    """The images of a gain study on disk: a split, candidates, and the gate's word on them."""
+    """The images of a gain study on disk: a split, candidates, and the gate's word on them.
+
+    Attributes:
+        digest: of the candidates and of the gate; part of what a process remembers the images by.
+    """
 
     order: Order
     split: Split
     candidates: Path
     gate: Path
+    digest: tuple[str, str]
 
-    def digests(self) -> dict[str, str]:
-        _, _, digest = load_candidates(self.candidates, self.split.spec, self.order.config)
-        return {"split": self.split.digest, "candidates": digest, "gate": storage.folder_digest(self.gate)}
+    @staticmethod
+    def of(order: Order, split: Split, candidates: Path, gate: Path) -> Contest:
+        """Checks that they belong together.
 
-    def quiet(self) -> Contest:
-        """Without the watcher, to be sent to another process."""
-        return replace(self, order=replace(self.order, progress=Silent()))
+        Raises:
+            DataError: the gate judged other candidates, or against another split.
+        """
+        _, _, digest = load_candidates(candidates, split.spec, order.config)
+        check_judged(gate, split, digest)
+        quiet = replace(order, progress=Silent())  # it is sent to other processes
+        return Contest(quiet, split, candidates, gate, (digest, storage.folder_digest(gate)))
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"split": self.split.digest, "candidates": self.digest[0], "gate": self.digest[1]}
 
 
 @lru_cache(maxsize=2)
@@ -97,9 +110,9 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
     cross-entropy on val (mean of `gain.select_seeds` classifiers). None where no generator has a kept sample.
     """
     config = order.config
-    contests = {name: Contest(order, split, candidates, judged).quiet() for name, (candidates, judged) in generators.items()}
+    contests = {name: Contest.of(order, split, candidates, judged) for name, (candidates, judged) in generators.items()}
     settings = {**order.section("classifier", "augment", "gain", "models"), "device": order.device}
-    inputs = {f"{name} {key}": digest for name, contest in contests.items() for key, digest in contest.digests().items()}
+    inputs = {f"{name} {key}": digest for name, contest in contests.items() for key, digest in contest.inputs.items()}
     with order.stage(out, "select", settings, inputs) as work:
         if not work.done:
             usable = {name: contest for name, contest in contests.items() if load_gate(contest.gate).kept}
@@ -139,10 +152,10 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
     The test split is opened when every network is trained and the strongest real-only arm is chosen; out/opened.json
     says so.
     """
-    config, split, contest = order.config, contest.split, contest.quiet()
+    config, split = order.config, contest.split
     arms = gain_arms.check_arms(config.gain.arms)
     settings = {**order.section("classifier", "augment", "gain"), "device": order.device}
-    with order.stage(out, "gain", settings, contest.digests()) as work:
+    with order.stage(out, "gain", settings, contest.inputs) as work:
         if not work.done:
             data = _study_data(contest)
             skipped = gain_arms.skipped(arms, data)
@@ -159,14 +172,11 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
                 pool.map(_train_cell, tasks, order.progress)
             trained = {cell: Trained.from_bytes(file.read_bytes()) for cell, file in path.items()}
             best_real = study.choose_best_real(arms, trained, data.val, config.gain)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            opened = {
-                "split": "test",
-                "at": now,
-                "after": f"all {len(path)} networks were trained",
-                "best_real_on_val": best_real,
-            }
-            work.write_json("opened.json", opened)
+            opened = work.path(f"{storage.RESUME}-opened.json")  # the first opening counts, whatever is killed after it
+            if not opened.is_file():
+                now, after = datetime.now(UTC).isoformat(timespec="seconds"), f"all {len(path)} networks were trained"
+                storage.write_json(opened, {"split": "test", "at": now, "after": after, "best_real_on_val": best_real})
+            work.write_json("opened.json", storage.read_json(opened))
             test = split.role("test")
             order.progress.start("gain: test", len(path))
             looks = [_CellTask(contest, cell, file, None, "gain: test") for cell, file in path.items()]

@@ -11,7 +11,7 @@ from torch import nn
 from synthgen import randomness, storage, training
 from synthgen.config.schema import ClassifierConfig, FeaturesConfig, RunConfig
 from synthgen.data.transforms import to_float
-from synthgen.errors import ConfigError, DataError
+from synthgen.errors import ConfigError, DataError, StorageError
 from synthgen.gate import filters, judge
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.order import Order
@@ -108,6 +108,26 @@ def check_sizes(order: Order, split: Split) -> None:
         )
     if order.config.generate.num < need:
         raise ConfigError(f"generate.num={order.config.generate.num}: the gate's metrics need {need} candidates or more")
+
+
+def check_judged(judged: Path, split: Split, candidates: str) -> None:
+    """Refuses a gate's word on other candidates or another split.
+
+    Args:
+        judged: a finished gate folder.
+        split: the real images.
+        candidates: digest of the candidates (`load_candidates`).
+
+    Raises:
+        StorageError: not a gate folder, or changed since; a DataError where it judged something else.
+    """
+    made = storage.read_manifest(judged)
+    if not made["stage"].startswith("gate "):
+        raise StorageError(f"{judged}: not a folder of `synthgen gate`")
+    for what, mine in (("candidates", candidates), ("split", split.digest)):
+        if made["inputs"][what] != mine:
+            raise DataError(f"{judged}: judged other {what} than these; run `synthgen gate` on these, or leave --gate out")
+    storage.check_folder(judged, made)
 
 
 def load_gate(folder: Path) -> GateReport:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from synthgen import models, sampling, storage, training
-from synthgen.errors import CheckpointError
+from synthgen.errors import CheckpointError, ConfigError
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
 from synthgen.models.base import read_header, to_bytes
@@ -23,6 +23,7 @@ CANDIDATES = "candidates.parquet"
 
 def train(order: Order, split: Split, model: str, out: Path) -> None:
     """Split -> out/generator.safetensors and out/train.json, trained on the train fold alone."""
+    check_size(order, split, model)
     config = order.config
     own = getattr(config.generators, model)
     settings = {"model": own.model_dump(mode="json"), **order.section("augment", "seed", "precision"), "device": order.device}
@@ -45,6 +46,19 @@ def train(order: Order, split: Split, model: str, out: Path) -> None:
             work.write_json("train.json", about)
     last = storage.read_json(out / "train.json")["losses"]["loss"][-1][1]
     order.progress.finish(f"train {model}", f"{own.steps} steps, last loss {last:.3f}, {storage.seconds(out):.0f} s")
+
+
+def check_size(order: Order, split: Split, model: str) -> None:
+    """Refuses a U-Net with more resolutions than the images have.
+
+    Raises:
+        ConfigError: the image size can't be halved that often.
+    """
+    levels, size_px = len(order.config.generators.diffusion.channel_mults), split.spec.image_shape[1]
+    if model == "diffusion" and (size_px % 2 ** (levels - 1) or size_px >> (levels - 1) < 2):
+        raise ConfigError(
+            f"generators.diffusion.channel_mults: {levels} resolutions, and {size_px} px can't be halved so often; give fewer"
+        )
 
 
 def generate(order: Order, split: Split, trained: Path, out: Path) -> None:

@@ -23,13 +23,15 @@ ROLES = ("train", "val", "reference", "test")
 def audit(order: Order, out: Path) -> None:
     """Source -> out/audit (report.json) and out/split (train, val, reference, test, dataset.json)."""
     config, progress = order.config, order.progress
+    _refuse_inside(out, config)
     settings = order.section("data", "split", "audit")
     inputs = {"source": sources.digest(config.data)}
     progress.start("audit", 2)
+    made = False
     with ExitStack() as stack:
         audited = stack.enter_context(order.stage(out / "audit", "audit", settings, inputs))
         split = stack.enter_context(order.stage(out / "split", "split", settings, inputs))
-        if not (audited.done and split.done):
+        if made := not (audited.done and split.done):
             real = sources.load(config.data)
             near = auditing.near_duplicates(real.batch.images, config.audit.near_duplicate)
             rows = splits.split(real, config.split, near)
@@ -42,9 +44,23 @@ def audit(order: Order, out: Path) -> None:
                     labelled = role != "reference" or config.split.reference_labelled
                     raw.write(split.path(f"{role}.parquet"), [splits.role_batch(real, rows[role], labelled)], real.spec)
                 split.write_json("dataset.json", real.spec.to_json())
-    storage.write_text(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    if made or not (out / "config.yaml").is_file():
+        write_config(order, out)
     found = storage.read_json(out / "audit" / "report.json")
     progress.finish("audit", auditing.one_line(found))
+
+
+def write_config(order: Order, out: Path) -> None:
+    """All settings of a run, for the jobs that follow it."""
+    text = yaml.safe_dump(order.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    storage.write_text(out / "config.yaml", text)
+
+
+def _refuse_inside(out: Path, config: RunConfig) -> None:
+    """An output folder among the images would be taken for a class the next time."""
+    root = Path(config.data.path).resolve() if config.data.path else None
+    if root is not None and root.is_dir() and (out.resolve() == root or root in out.resolve().parents):
+        raise StorageError(f"{out}: lies inside the images' own folder {config.data.path}; choose an --out elsewhere")
 
 
 @dataclass(frozen=True)
@@ -60,11 +76,12 @@ class Split:
         """The split in `folder`, or in its subfolder split/.
 
         Raises:
-            StorageError: neither is a finished split.
+            StorageError: neither is a finished split, or a file of it was changed since.
         """
         folder = folder / "split" if (folder / "split").is_dir() else folder
         if storage.read_manifest(folder)["stage"] != "split":
             raise StorageError(f"{folder}: not a split; make one with `synthgen audit SOURCE --out FOLDER`")
+        storage.check_folder(folder)
         spec = DatasetSpec.from_json(storage.read_json(folder / "dataset.json"), str(folder / "dataset.json"))
         return Split(folder, spec, storage.folder_digest(folder))
 
@@ -80,10 +97,15 @@ def source_of(path: Path, config: RunConfig) -> RunConfig:
         DataError: no such file or folder.
     """
     if str(path) == "digits" and not path.exists():
-        return config.model_copy(update={"data": config.data.model_copy(update={"source": "digits", "path": None})})
+        return config.model_copy(
+            update={"data": config.data.model_copy(update={"source": "digits", "path": None, "size_px": None})}
+        )
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    kind = "npz" if path.suffix == ".npz" else "parquet" if path.suffix == ".parquet" or any(path.glob("*.parquet")) else "folder"
+    if is_split(path):
+        raise DataError(f"{path}: already a folder of `synthgen audit`; give it to the other jobs as --real")
+    tables = path.suffix == ".parquet" or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
+    kind = "npz" if path.suffix == ".npz" else "parquet" if tables else "folder"
     return config.model_copy(update={"data": config.data.model_copy(update={"source": kind, "path": str(path)})})
 
 

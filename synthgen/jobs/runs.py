@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from synthgen import storage, tracking, training
+from synthgen.errors import DataError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.exports import export
 from synthgen.jobs.gains import Contest, gain, select
-from synthgen.jobs.gates import check_sizes, features, gate, load_gate
-from synthgen.jobs.generators import CANDIDATES, generate, train
+from synthgen.jobs.gates import check_judged, check_sizes, features, gate, load_gate
+from synthgen.jobs.generators import CANDIDATES, check_size, generate, train
 from synthgen.jobs.order import Order
-from synthgen.jobs.real import Split, audit, open_or_make_split
+from synthgen.jobs.real import Split, audit, open_or_make_split, write_config
 from synthgen.report import build
 from synthgen.shards import manifest, raw
 from synthgen.types import Batch, GainReport, GateReport, Progress, Silent, Verdict
@@ -78,6 +79,8 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         audit(order, out)
         split = Split.open(out)
         check_sizes(order, split)
+        for model in config.models:
+            check_size(order, split, model)
         quiet = replace(order, progress=Silent())
         longest_first = [m for m in ("diffusion", "features", "gan", "vae") if m in (*config.models, "features")]
         _map(pool, _make_candidates, [_GeneratorTask(quiet, split, out, m) for m in longest_first], "candidates", order.progress)
@@ -87,7 +90,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         report = None
         if chosen is not None:
             export(order, split, *folders[chosen], out / "shards")
-            report = gain(order, Contest(order, split, *folders[chosen]), out / "gain", pool)
+            report = gain(order, Contest.of(order, split, *folders[chosen]), out / "gain", pool)
         gates: dict[str, GateReport] = {m: load_gate(out / "gate" / m) for m in config.models}
         return _conclude(order, out, gates, chosen, report)
 
@@ -106,22 +109,38 @@ def assess(
         judged: a finished gate folder for these candidates, if there is one.
     """
     gain_arms.check_arms(order.config.gain.arms)
+    if not candidates.exists():
+        raise DataError(f"{candidates}: no such file or folder; --candidates takes a folder of images, an export, or a .tar")
     with storage.lock(out), Pool(order.workers) as pool:
         split = open_or_make_split(order, real, out)
         check_sizes(order, split)
-        load_candidates(candidates, split.spec, order.config)
+        _, _, digest = load_candidates(candidates, split.spec, order.config)
         name = candidates.stem
         if judged is None:
             features(order, split, out / "features")
-            judged = out / "gate"
-            gate(order, split, out / "features", candidates, judged, name)
+            gate(order, split, out / "features", candidates, out / "gate", name)
+        else:
+            check_judged(judged, split, digest)
+            _adopt_gate(order, judged, out / "gate", name)
+        judged = out / "gate"
         if not study_gain:
             return None
         report = load_gate(judged)
         studied = None
         if report.kept:
-            studied = gain(order, Contest(order, split, candidates, judged), out / "gain", pool)
+            studied = gain(order, Contest.of(order, split, candidates, judged), out / "gain", pool)
         return _conclude(order, out, {name: report}, name if report.kept else None, studied)
+
+
+def _adopt_gate(order: Order, judged: Path, out: Path, name: str) -> None:
+    """Copies a gate's word into the run folder, so that the folder speaks for itself."""
+    if judged.resolve() == out.resolve():
+        return
+    made = storage.read_manifest(judged)
+    with order.stage(out, f"gate {name}", made["config"], made["inputs"]) as work:
+        if not work.done:
+            for file in made["files"]:
+                work.write_bytes(file, (judged / file).read_bytes())
 
 
 def _conclude(
@@ -150,8 +169,9 @@ def _conclude(
         "report": "report/index.html",
     }
     storage.write_json(out / "verdict.json", about)
-    _track(order, out, about)
+    write_config(order, out)
     make_report(order, out)
+    _track(order, out, about)
     return about
 
 
@@ -183,8 +203,8 @@ def summarise_arms(report: GainReport) -> dict[str, Any]:
         summary[arm] = {
             "meaning": gain_arms.ARMS[arm].meaning,
             "test_accuracy": mean,
-            "low": low,
-            "high": high,
+            "low": max(0.0, low),
+            "high": min(1.0, high),
             "seeds": len(rows),
             "num_real": rows[0].num_real,
             "num_synthetic": rows[0].num_synthetic,

@@ -67,13 +67,6 @@ def test_a_run_ends_with_a_verdict_shards_and_a_report(smoke):
         assert len(batch) == whole.num_samples
 
 
-def test_the_test_split_is_opened_after_everything_else(smoke):
-    if not (smoke / "gain").is_dir():
-        pytest.skip("the gate kept nothing in this short run")
-    opened = storage.read_json(smoke / "gain" / "opened.json")
-    assert opened["split"] == "test"
-
-
 def test_the_same_command_again_changes_nothing_and_a_changed_one_is_refused(smoke, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in smoke.rglob(storage.STAGE_MANIFEST)}
     code, _ = call(capsys, monkeypatch, "run", "digits-smoke", "--out", smoke, *FAST, "generate.batch=16")
@@ -126,6 +119,9 @@ def test_a_run_killed_in_each_stage_completes_with_the_same_shards(tmp_path):
     # an easy gate, so that there is something to export whatever twelve steps have learnt
     easy = ["gate.false_rejection=0.49", *FAST]
     assert synthgen("run", "digits-smoke", "--out", calm, *easy).returncode == 0
+    opened = storage.read_json(calm / "gain" / "opened.json")
+    assert opened["split"] == "test"
+    assert "networks were trained" in opened["after"]
     stages = ["audit", "train/diffusion", "candidates/gan", "gate/vae", "select", "shards", "gain", "report"]
     stages = [stage for stage in stages if (calm / stage).is_dir()]
     kills = 0
@@ -182,6 +178,56 @@ def test_gate_and_gain_take_folders_of_any_tool(tmp_path):
     verdict = json.loads(gained.stdout)
     assert set(verdict["arms"]) == {"real_aug", "synthetic_gated"}
     assert (out / "report" / "index.html").is_file()
+
+
+def test_a_gate_of_other_candidates_is_refused(capsys, monkeypatch, tmp_path, smoke):
+    for command in ("export", "gain"):
+        arguments = ("--real", smoke, "--candidates", smoke / "candidates/gan", "--gate", smoke / "gate/vae")
+        code, said = call(capsys, monkeypatch, command, *arguments, "--out", tmp_path / "out")
+        assert code == 3
+        one_line(said, "judged other candidates than these")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_was_changed_is_refused(capsys, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    assert call(capsys, monkeypatch, "audit", "digits", "--recipe", "digits-smoke", "--out", run, "--quiet")[0] == 0
+    (run / "split" / "test.parquet").write_bytes((run / "split" / "train.parquet").read_bytes())
+    code, said = call(capsys, monkeypatch, "train", run, "vae")
+    assert code == 5
+    one_line(said, "test.parquet", "differs from its sha256")
+
+
+def test_somebody_elses_folder_is_not_written_to(capsys, monkeypatch, tmp_path):
+    (tmp_path / "config.yaml").write_text("model: resnet50\n")
+    code, said = call(capsys, monkeypatch, "audit", "digits", "--out", tmp_path)
+    assert code == 5
+    one_line(said, "holds files that synthgen didn't write")
+    photos = images(tmp_path / "photos", {"a": 60, "b": 60})
+    for out in (photos, photos / "out"):
+        code, said = call(capsys, monkeypatch, "audit", photos, "--out", out)
+        assert code == 5
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "photos"}
+    assert {path.name for path in photos.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "generators.diffusion.channel_mults=[]",
+        "generators.diffusion.channel_mults=[1,1,1,1]",
+        f"seed={2**70}",
+        "export.formats=[webdataset,webdataset]",
+        "models=[vae,vae]",
+        "gain.arms=[real_agu]",
+        "generate.num=10",
+    ],
+)
+def test_bad_settings_are_a_line_not_a_defect(setting, capsys, monkeypatch, tmp_path):
+    code, said = call(capsys, monkeypatch, "run", "digits-smoke", setting, "--out", tmp_path / "out")
+    assert code == 2, said
+    one_line(said, setting.split("=")[0].split(".")[-1])
+    assert not (tmp_path / "out" / "train").exists()
 
 
 # Bad input
