@@ -17,7 +17,8 @@ import typer
 from synthgen.errors import EXIT_DEFECT, EXIT_INSUFFICIENT, EXIT_INTERRUPTED, EXIT_REJECT, ConfigError, SynthgenError
 
 EPILOG = (
-    "Exit codes: 0 done, whatever the verdict; 1 a worker was killed; 2 a setting is wrong; 3 images or labels; 4 a checkpoint; 5 a folder; "
+    "Exit codes: 0 done, whatever the verdict; 1 a worker was killed; 2 a setting is wrong; 3 images or labels; "
+    "4 a checkpoint; 5 a folder; "
     "6 training diverged; 10 (--exit-code) rejected; 11 (--exit-code) insufficient evidence; 70 a defect; 130 Ctrl-C."
 )
 
@@ -338,9 +339,8 @@ def _main() -> int:
 
 def _config(recipe: str | None, beside: Path | None, overrides: list[str] | None, source: Path | None = None) -> Any:
     """Settings from a recipe, or from the config.yaml beside the data; `source` becomes the data if it isn't split yet."""
-    from synthgen.config.load import load
-
     from synthgen import jobs
+    from synthgen.config.load import load
 
     found = None
     if beside is not None and (jobs.is_split(beside) or (beside / "verdict.json").is_file()):

@@ -60,4 +60,4 @@ def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[B
 
 
 def _holds_tars(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*.tar"))
+    return path.is_dir() and any(next(path.glob(f"{folder}*.tar"), None) for folder in ("", "webdataset/"))
