@@ -106,7 +106,7 @@ def key_facts(evidence: Evidence, names: Mapping[str, str]) -> list[tuple[str, s
         files = f"{num(len(shards))} file{'s' if len(shards) != 1 else ''}, every one listed with its sha256"
         facts.append(("exported", f"{num(evidence.manifest.num_samples)} samples", files))
     if evidence.seconds:
-        facts.append(("cost", duration(sum(evidence.seconds.values())), "wall time of all stages"))
+        facts.append(("cost", duration(sum(evidence.seconds.values())), "all stages added up; some ran side by side"))
     return facts
 
 
