@@ -386,11 +386,9 @@ def _watch(config: Any, restart: bool, quiet: bool, job: Callable[[Any], Any], l
 
 
 def _conclude(about: Any, folder: Path, exit_code: bool, quiet: bool, json: bool) -> None:
-    from rich.console import Console
+    from synthgen.screen import output, show_verdict
 
-    from synthgen.screen import show_verdict
-
-    _print(about, json, quiet, lambda: show_verdict(about, str(folder), Console(highlight=False, soft_wrap=True)))
+    _print(about, json, quiet, lambda: show_verdict(about, str(folder), output()))
     _exit(exit_code, about["verdict"])
 
 

@@ -12,7 +12,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+WIDTH = 112
+"""Columns of the tables where no terminal says otherwise; narrower terminals wrap."""
+
 STYLE = {"use": "bold green", "reject": "bold red", "insufficient evidence": "bold yellow"}
+
+
+def output() -> Console:
+    """Standard output, wide enough for the tables where it is no terminal."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDTH)
 
 
 class Screen:
@@ -129,7 +138,7 @@ def show_json(about: Any) -> None:
 
 def show_gate(report: Any, folder: str) -> None:
     """A gate's metrics beside real-against-real, its verdict and its reasons."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = output()
     table = Table(title="Fidelity gate", title_justify="left", title_style="bold")
     for name in ("metric", "candidates", "real against real", "excess (95% interval)", "limit", "verdict"):
         table.add_column(name, justify="left" if name in ("metric", "verdict") else "right")
@@ -155,7 +164,7 @@ def show_gate(report: Any, folder: str) -> None:
 
 def show_audit(report: Mapping[str, Any], folder: str) -> None:
     """Images by class and split, and what the audit noted."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = output()
     counts = report["split_counts"]
     table = Table(title=f"{report['spec']['name']}: {report['num_images']:,} images", title_justify="left", title_style="bold")
     table.add_column("class")
