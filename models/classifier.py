@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from synthgen import randomness
 from synthgen.config.schema import AugmentConfig, ClassifierConfig
 from synthgen.data.transforms import augment as augmented
-from synthgen.shapes import Float, Int64
+from synthgen.data.transforms import to_float
+from synthgen.shapes import Float, Int64, UInt8
 from synthgen.types import DatasetSpec
 
 
@@ -122,9 +123,10 @@ class Classifier(pl.LightningModule):
 
 @torch.no_grad()
 def probabilities(
-    network: nn.Module, images: Float[Tensor, "n c h w"], device: str = "cpu", chunk: int = 500
+    network: nn.Module, images: UInt8[np.ndarray, "n c h w"], device: str = "cpu", chunk: int = 500
 ) -> Float[np.ndarray, "n k"]:
-    """Class probabilities of images in [-1, 1], float32, in chunks; the network stays on `device`, in eval mode."""
+    """Class probabilities of uint8 images, float32, in chunks; the network stays on `device`, in eval mode."""
     network.eval().to(device)
-    parts = [network(images[i : i + chunk].to(device)).softmax(1).cpu().numpy() for i in range(0, len(images), chunk)]
+    starts = range(0, len(images), chunk)
+    parts = [network(to_float(images[i : i + chunk]).to(device)).softmax(1).cpu().numpy() for i in starts]
     return np.concatenate(parts).astype(np.float32)

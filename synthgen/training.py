@@ -52,14 +52,14 @@ class Keyed(Dataset):
 
     def __init__(self, sources: list[tuple[Batch, int]], seed: int, device: torch.device) -> None:
         self.counts = [count for _, count in sources]
-        self.images = [to_float(batch.images).to(device) for batch, _ in sources]
+        self.images = [torch.from_numpy(np.ascontiguousarray(batch.images)).to(device) for batch, _ in sources]
         self.labels = [torch.from_numpy(batch.labels).to(device) for batch, _ in sources]
         self.seed = seed
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rows = [torch.from_numpy(self._rows(source, step)) for source in range(len(self.counts))]
-        images = [images[r.to(images.device)] for images, r in zip(self.images, rows, strict=True)]
+        images = [to_float(images[r.to(images.device)]) for images, r in zip(self.images, rows, strict=True)]
         labels = [labels[r.to(labels.device)] for labels, r in zip(self.labels, rows, strict=True)]
         return torch.cat(images), torch.cat(labels)
 

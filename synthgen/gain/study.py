@@ -11,7 +11,6 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
-from synthgen.data.transforms import to_float
 from synthgen.errors import DataError
 from synthgen.gain.arms import ARMS, RECIPES, RIVAL, Recipe, StudyData
 from synthgen.gain.stats import paired_interval
@@ -97,11 +96,11 @@ def train_cell(
     module = Classifier(classifier, data.spec, seed, augment if recipe.augment else None, config.mixup if recipe.mixup else 0.0)
     done = fit(module, sources, steps=classifier.steps, seed=seed, task=task, progress=progress, device=device)
     weights = {name: tensor.numpy() for name, tensor in module.network.state_dict().items()}
-    val = probabilities(module.network, to_float(data.val.images), device)
+    val = probabilities(module.network, data.val.images, device)
     teaches = cell.recipe == "real_aug" and cell.member == 0 and not data.reference_labelled and len(data.reference) > 0
     reference = np.zeros((0, 0), np.float32)
     if teaches:
-        reference = probabilities(module.network, to_float(data.reference.images), device)
+        reference = probabilities(module.network, data.reference.images, device)
     return Trained(weights, val, reference, num_real, num_synthetic, done.seconds)
 
 
@@ -138,7 +137,7 @@ def predict(trained: Trained, spec: DatasetSpec, classifier: ClassifierConfig, i
     """Class probabilities of a finished cell's network, float32, shape (n, k)."""
     module = Classifier(classifier, spec, seed=0)
     module.network.load_state_dict({name: torch.from_numpy(array) for name, array in trained.weights.items()})
-    return probabilities(module.network, to_float(images.images), device)
+    return probabilities(module.network, images.images, device)
 
 
 def choose_best_real(arms: tuple[str, ...], trained: dict[Cell, Trained], val: Batch, config: GainConfig) -> str:

@@ -10,7 +10,6 @@ from torch import nn
 
 from synthgen import randomness, storage, training
 from synthgen.config.schema import ClassifierConfig, FeaturesConfig, RunConfig
-from synthgen.data.transforms import to_float
 from synthgen.errors import ConfigError, DataError, StorageError
 from synthgen.gate import filters, judge
 from synthgen.jobs.candidates import load_candidates
@@ -163,8 +162,7 @@ class _Judging:
 
     def evidence(self, batch: Batch, out_of_fold: bool = False) -> filters.Evidence:
         """Features and class probabilities; of train images from the networks that were blind to them."""
-        images = to_float(batch.images)
-        each = np.stack([probabilities(network, images, self.order.device) for network in self.judges])
+        each = np.stack([probabilities(network, batch.images, self.order.device) for network in self.judges])
         judged = each[self.fold, np.arange(len(batch))] if out_of_fold else each.mean(0)
         return filters.Evidence(batch.images, self.features(batch), judged)
 
