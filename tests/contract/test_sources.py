@@ -448,3 +448,16 @@ def test_fingerprint_and_digest_change_with_the_data(pets: Path):
     assert load(folder(pets)).spec.fingerprint != before
     assert digest(folder(pets)) != source
     assert digest(DataConfig()) == digest(DataConfig())
+
+
+def test_candidates_may_be_of_one_class(tmp_path: Path):
+    root = tmp_path / "candidates"
+    (root / "cat").mkdir(parents=True)
+    picture(1, (16, 16)).save(root / "cat" / "1.png")
+    (root / "dog").mkdir()
+    with pytest.raises(DataError, match="dog"):
+        load(folder(root))
+    (root / "dog").rmdir()
+    with pytest.raises(DataError, match="one class only"):
+        load(folder(root))
+    assert len(load(folder(root), any_classes=True).batch) == 1
