@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,6 +63,26 @@ class ConditionalBlock(nn.Module):
         y = change_resolution(F.silu(self.film1(x, embedding)), self.resample)
         y = self.conv2(F.silu(self.film2(self.conv1(y), embedding)))
         return y + self.skip(change_resolution(x, self.resample))
+
+
+class Decoder(nn.Module):
+    """Flat vector and condition -> image in [-1, 1], up the ladder of resolutions."""
+
+    def __init__(self, inputs: int, embedding: int, width: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        sizes = resolutions(image_shape[1])
+        ladder = widths(width, len(sizes))
+        self.top = (ladder[-1], sizes[-1], sizes[-1])
+        self.stem = nn.Linear(inputs, ladder[-1] * sizes[-1] ** 2)
+        self.up = nn.ModuleList(ConditionalBlock(b, a, embedding, "up") for a, b in reversed(list(itertools.pairwise(ladder))))
+        last = nn.Conv2d(ladder[0], image_shape[0], 3, padding=1)
+        self.head = nn.Sequential(group_norm(ladder[0]), nn.SiLU(), last, nn.Tanh())
+
+    def forward(self, z: Float[Tensor, "b d"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
+        x = self.stem(z).unflatten(1, self.top)
+        for block in self.up:
+            x = block(x, embedding)
+        return self.head(x)
 
 
 def change_resolution(x: Float[Tensor, "b c h w"], resample: str) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from synthgen.config.schema import AugmentConfig, GANConfig
 from synthgen.models.base import Generator, Noise, warm_cosine
-from synthgen.models.blocks import ConditionalBlock, change_resolution, group_norm, resolutions, widths
+from synthgen.models.blocks import Decoder, change_resolution, resolutions, widths
 from synthgen.models.ema import EMA
 from synthgen.shapes import Float, Int64
 from synthgen.types import DatasetSpec
@@ -29,22 +29,13 @@ class GeneratorNetwork(nn.Module):
 
     def __init__(self, config: GANConfig, spec: DatasetSpec) -> None:
         super().__init__()
-        channels, height, _ = spec.image_shape
-        sizes = resolutions(height)
-        ladder = widths(config.width, len(sizes))
         embedding = 2 * config.latent_dim
         self.label = nn.Embedding(spec.num_classes, config.latent_dim)
-        self.top = (ladder[-1], sizes[-1], sizes[-1])
-        self.stem = nn.Linear(embedding, ladder[-1] * sizes[-1] ** 2)
-        self.up = nn.ModuleList(ConditionalBlock(b, a, embedding, "up") for a, b in reversed(list(itertools.pairwise(ladder))))
-        self.head = nn.Sequential(group_norm(ladder[0]), nn.SiLU(), nn.Conv2d(ladder[0], channels, 3, padding=1), nn.Tanh())
+        self.decoder = Decoder(embedding, embedding, config.width, spec.image_shape)
 
     def forward(self, z: Float[Tensor, "b d"], labels: Int64[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         embedding = torch.cat([z, self.label(labels)], dim=1)
-        x = self.stem(embedding).unflatten(1, self.top)
-        for block in self.up:
-            x = block(x, embedding)
-        return self.head(x)
+        return self.decoder(embedding, embedding)
 
 
 class Discriminator(nn.Module):

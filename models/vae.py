@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from synthgen.config.schema import AugmentConfig, VAEConfig
 from synthgen.models.augmentation import NUM_PARAMETERS, non_leaking
 from synthgen.models.base import Generator, Noise
-from synthgen.models.blocks import ConditionalBlock, group_norm, resolutions, sum_per_image, widths
+from synthgen.models.blocks import ConditionalBlock, Decoder, resolutions, sum_per_image, widths
 from synthgen.models.ema import EMA
 from synthgen.shapes import Float, Int64
 from synthgen.types import DatasetSpec
@@ -43,7 +43,6 @@ class VAENetwork(nn.Module):
         sizes = resolutions(height)
         ladder = widths(config.width, len(sizes))
         embedding = 4 * config.width
-        self.top = (ladder[-1], sizes[-1], sizes[-1])
         flat = ladder[-1] * sizes[-1] ** 2
 
         # encoder: image, condition -> mean and log variance of the latent
@@ -54,9 +53,7 @@ class VAENetwork(nn.Module):
 
         # decoder: latent, condition -> mean of the image
         self.decoder_condition = Condition(spec.num_classes, embedding)
-        self.from_latent = nn.Linear(config.latent_dim, flat)
-        self.up = nn.ModuleList(ConditionalBlock(b, a, embedding, "up") for a, b in reversed(list(itertools.pairwise(ladder))))
-        self.head = nn.Sequential(group_norm(ladder[0]), nn.SiLU(), nn.Conv2d(ladder[0], channels, 3, padding=1), nn.Tanh())
+        self.decoder = Decoder(config.latent_dim, embedding, config.width, spec.image_shape)
 
     def encode(self, x: Tensor, labels: Tensor, parameters: Tensor) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Mean and log variance of q(z | x, condition)."""
@@ -69,11 +66,7 @@ class VAENetwork(nn.Module):
 
     def decode(self, z: Float[Tensor, "b d"], labels: Tensor, parameters: Tensor) -> Float[Tensor, "b c h w"]:
         """Mean of p(x | z, condition), in [-1, 1]."""
-        condition = self.decoder_condition(labels, parameters)
-        x = self.from_latent(z).unflatten(1, self.top)
-        for block in self.up:
-            x = block(x, condition)
-        return self.head(x)
+        return self.decoder(z, self.decoder_condition(labels, parameters))
 
 
 class VAE(Generator):

@@ -235,7 +235,6 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
-            barebones=False,
         )
         trainer.fit(module, loader)
     if not all(torch.isfinite(p).all() for p in module.parameters()):

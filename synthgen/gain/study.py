@@ -64,14 +64,14 @@ class Trained:
         return Trained(weights, arrays["val"], arrays["reference"], int(num_real), int(num_synthetic), float(seconds))
 
 
+def members(arm: str, seed: int, config: GainConfig) -> list[Cell]:
+    """The networks that vote in an arm at a seed."""
+    return [Cell(ARMS[arm].recipe, seed, number) for number in range(config.committee if ARMS[arm].committee else 1)]
+
+
 def cells(arms: tuple[str, ...], config: GainConfig) -> list[list[Cell]]:
     """The networks to train, in two rounds: those of the second need their seed's `real_aug` network as a teacher."""
-    wanted = {
-        Cell(ARMS[arm].recipe, seed, member)
-        for arm in arms
-        for seed in range(config.seeds)
-        for member in range(config.committee if ARMS[arm].committee else 1)
-    }
+    wanted = {cell for arm in arms for seed in range(config.seeds) for cell in members(arm, seed, config)}
     taught = {cell for cell in wanted if RECIPES[cell.recipe].pseudo}
     teachers = {Cell("real_aug", cell.seed, 0) for cell in taught}
     return [sorted((wanted | teachers) - taught), sorted(taught)]
@@ -143,12 +143,10 @@ def predict(trained: Trained, spec: DatasetSpec, classifier: ClassifierConfig, i
 def choose_best_real(arms: tuple[str, ...], trained: dict[Cell, Trained], val: Batch, config: GainConfig) -> str:
     """The strongest real-only arm on val by mean accuracy, ties by mean loss; arms that trained on val can't be judged."""
     judged = [arm for arm in arms if arm in RIVAL and not RECIPES[ARMS[arm].recipe].val]
+    on_val = {cell: done.val for cell, done in trained.items()}
 
     def strength(arm: str) -> tuple[float, float]:
-        scores = [
-            score(mean_probabilities(arm, seed, config, {c: t.val for c, t in trained.items()}), val)
-            for seed in range(config.seeds)
-        ]
+        scores = [score(mean_probabilities(arm, seed, config, on_val), val) for seed in range(config.seeds)]
         return float(np.mean([s[0] for s in scores])), -float(np.mean([s[1] for s in scores]))
 
     return max(judged, key=strength)
@@ -156,8 +154,7 @@ def choose_best_real(arms: tuple[str, ...], trained: dict[Cell, Trained], val: B
 
 def mean_probabilities(arm: str, seed: int, config: GainConfig, predictions: dict[Cell, np.ndarray]) -> np.ndarray:
     """The arm's vote at a seed: the mean of its networks' probabilities."""
-    members = range(config.committee if ARMS[arm].committee else 1)
-    return np.mean([predictions[Cell(ARMS[arm].recipe, seed, member)] for member in members], axis=0)
+    return np.mean([predictions[cell] for cell in members(arm, seed, config)], axis=0)
 
 
 def score(predicted: np.ndarray, images: Batch) -> tuple[float, float]:
@@ -185,24 +182,25 @@ def assess(
     if (test.labels == UNLABELLED).any():
         raise DataError("the test split has images without a label")
     rows, correct = [], {}
+    on_val = {cell: done.val for cell, done in trained.items()}
     for arm in arms:
-        recipe = RECIPES[ARMS[arm].recipe]
         votes = [mean_probabilities(arm, seed, config, on_test) for seed in range(config.seeds)]
         correct[arm] = np.array([vote.argmax(1) == test.labels for vote in votes], dtype=np.float64)
         for seed, vote in enumerate(votes):
-            members = [trained[Cell(ARMS[arm].recipe, seed, m)] for m in range(config.committee if ARMS[arm].committee else 1)]
-            on_val = score(mean_probabilities(arm, seed, config, {c: t.val for c, t in trained.items()}), val)
-            val_accuracy, val_loss = (None, None) if recipe.val else on_val
+            voters = [trained[cell] for cell in members(arm, seed, config)]
+            val_accuracy, val_loss = None, None
+            if not RECIPES[ARMS[arm].recipe].val:
+                val_accuracy, val_loss = score(mean_probabilities(arm, seed, config, on_val), val)
             test_accuracy, test_loss = score(vote, test)
-            seconds = round(sum(m.seconds for m in members), 3)
+            seconds = round(sum(voter.seconds for voter in voters), 3)
             rows.append(
                 GainRow(
                     arm,
                     seed,
-                    members[0].num_real,
-                    members[0].num_synthetic,
+                    voters[0].num_real,
+                    voters[0].num_synthetic,
                     steps,
-                    len(members),
+                    len(voters),
                     val_accuracy,
                     val_loss,
                     test_accuracy,

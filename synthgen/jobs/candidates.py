@@ -59,5 +59,13 @@ def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[B
     return Batch(found.images, number[found.labels], found.keys), infos, digest
 
 
+def candidates_digest(path: Path, spec: DatasetSpec, config: RunConfig) -> str:
+    """The digest that `load_candidates` gives; of a folder of ours without reading the images."""
+    if (path / CANDIDATES).is_file():
+        storage.check_folder(path)
+        return storage.folder_digest(path)
+    return load_candidates(path, spec, config)[2]
+
+
 def _holds_tars(path: Path) -> bool:
     return path.is_dir() and any(next(path.glob(f"{folder}*.tar"), None) for folder in ("", "webdataset/"))

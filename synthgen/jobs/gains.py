@@ -14,7 +14,7 @@ from synthgen import storage
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import study
 from synthgen.gain.study import Cell, Trained
-from synthgen.jobs.candidates import load_candidates
+from synthgen.jobs.candidates import candidates_digest, load_candidates
 from synthgen.jobs.gates import check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
@@ -43,7 +43,7 @@ class Contest:
         Raises:
             DataError: the gate judged other candidates, or against another split.
         """
-        _, _, digest = load_candidates(candidates, split.spec, order.config)
+        digest = candidates_digest(candidates, split.spec, order.config)
         check_judged(gate, split, digest)
         quiet = replace(order, progress=Silent())  # it is sent to other processes
         return Contest(quiet, split, candidates, gate, (digest, storage.folder_digest(gate)))

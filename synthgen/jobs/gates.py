@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import nn
 
 from synthgen import randomness, storage, training
-from synthgen.config.schema import ClassifierConfig, FeaturesConfig, RunConfig
+from synthgen.config.schema import RunConfig
 from synthgen.errors import ConfigError, DataError, StorageError
 from synthgen.gate import filters, judge
 from synthgen.jobs.candidates import load_candidates
@@ -33,12 +35,11 @@ def features(order: Order, split: Split, out: Path) -> None:
             order.progress.start("features", config.features.folds + 1)
             for number in range(-1, config.features.folds):
                 rows = fold != number if number >= 0 else np.ones(len(batch), dtype=bool)
-                network = _judge_network(config.features, config.classifier, split.spec, config.seed + number + 1, config)
-                settings_of = network.config
+                network = _judge_network(config, split.spec, config.seed + number + 1)
                 training.fit(
                     network,
-                    [(batch.take(rows), settings_of.batch_size)],
-                    steps=settings_of.steps,
+                    [(batch.take(rows), network.config.batch_size)],
+                    steps=network.config.steps,
                     seed=config.seed + number + 1,
                     task="features of one network",
                     progress=Silent(),
@@ -150,11 +151,8 @@ class _Judging:
         self.fold = folds(split.role("train").labels, config.features.folds, config.seed)
 
     def _load(self, path: Path, seed: int) -> Any:
-        from safetensors.torch import load
-
-        config = self.order.config
-        module = _judge_network(config.features, config.classifier, self.split.spec, seed, config)
-        module.network.load_state_dict(load(path.read_bytes()))
+        module = _judge_network(self.order.config, self.split.spec, seed)
+        module.network.load_state_dict(load_tensors(path.read_bytes()))
         return module.network.eval().to(self.order.device)
 
     def features(self, batch: Batch) -> FeatureSet:
@@ -177,12 +175,11 @@ class _Judging:
         )
 
 
-def _judge_network(own: FeaturesConfig, base: ClassifierConfig, spec: DatasetSpec, seed: int, config: RunConfig) -> Classifier:
-    settings = base.model_copy(update={"width": own.width, "steps": own.steps})
+def _judge_network(config: RunConfig, spec: DatasetSpec, seed: int) -> Classifier:
+    own = config.features
+    settings = config.classifier.model_copy(update={"width": own.width, "steps": own.steps})
     return Classifier(settings, spec, seed, config.augment, dim=own.dim)
 
 
 def _state(network: nn.Module) -> bytes:
-    from safetensors.torch import save
-
-    return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    return save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()})

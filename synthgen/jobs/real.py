@@ -17,8 +17,6 @@ from synthgen.jobs.order import Order
 from synthgen.shards import raw
 from synthgen.types import Batch, DatasetSpec
 
-ROLES = ("train", "val", "reference", "test")
-
 
 def audit(order: Order, out: Path) -> None:
     """Source -> out/audit (report.json) and out/split (train, val, reference, test, dataset.json)."""
@@ -40,7 +38,7 @@ def audit(order: Order, out: Path) -> None:
             if not audited.done:
                 audited.write_json("report.json", report.to_json())
             if not split.done:
-                for role in ROLES:
+                for role in splits.ROLES:
                     labelled = role != "reference" or config.split.reference_labelled
                     raw.write(split.path(f"{role}.parquet"), [splits.role_batch(real, rows[role], labelled)], real.spec)
                 split.write_json("dataset.json", real.spec.to_json())
