@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from synthgen import storage
 from synthgen.errors import DataError, SynthgenError
 from synthgen.shards import manifest, raw
+from synthgen.shards.table import readable
 from synthgen.types import Batch, DatasetSpec, GainReport, GateReport, ShardManifest
 
 VERDICT_SCHEMA = "synthgen.verdict/1"
@@ -156,12 +157,8 @@ def _losses(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _scores(path: Path) -> Scores:
-    try:
+    with readable(path):
         table = pq.read_table(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error})") from None
     keys = table.column("key").to_pylist()
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type) and f.name != "nearest_distance"]
     columns = [table.column(name).to_pylist() for name in floats]

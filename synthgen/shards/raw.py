@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from synthgen import storage
 from synthgen.errors import DataError
+from synthgen.shards.table import readable
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 METADATA_KEY = b"synthgen"
@@ -84,12 +85,8 @@ def iterate(path: Path, batch: int, spec: DatasetSpec | None = None) -> Iterator
 
 def read_spec(path: Path) -> DatasetSpec:
     """The data set that a file belongs to; raises as `read`."""
-    try:
+    with readable(path):
         schema = pq.read_schema(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error})") from None
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise DataError(f"{path}: not a file that synthgen wrote between its stages; read it with data.source=parquet")

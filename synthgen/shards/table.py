@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ def read(path: Path) -> dict[str, list[Any]]:
     Raises:
         DataError: missing or damaged.
     """
-    try:
+    with readable(path):
         return pq.read_table(path).to_pydict()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not readable as Parquet ({' '.join(str(error).split())[:100]})") from None
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what pyarrow raises for a missing or damaged file into a `DataError` that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as Parquet ({error})") from None
