@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synthgen.data.transforms import to_float
 from synthgen.errors import DataError
-from synthgen.shapes import Float
+from synthgen.shapes import Float, UInt8
 from synthgen.types import Batch, FeatureSet
 
 Array = Tensor | np.ndarray
@@ -39,14 +39,17 @@ def extract(network: nn.Module, batches: Iterable[Batch], extractor: str, device
     parts: list[Tensor] = []
     labels: list[np.ndarray] = []
     keys: list[str] = []
-    try:
-        for batch in _rebatch(batches, MICRO_BATCH):
-            padding = np.repeat(batch.images[-1:], MICRO_BATCH - len(batch), axis=0)
-            with torch.no_grad():
-                features = network(to_float(np.concatenate([batch.images, padding])).to(device))
-            parts.append(features[: len(batch)].float().cpu())
+
+    def images() -> Iterator[UInt8[np.ndarray, "b c h w"]]:
+        for batch in batches:
             labels.append(batch.labels)
             keys.extend(batch.keys)
+            yield batch.images
+
+    try:
+        with torch.no_grad():
+            for block, count in micro_batches(images(), MICRO_BATCH):
+                parts.append(network(to_float(block).to(device))[:count].float().cpu())
     finally:
         network.train(mode)
     if not parts:
@@ -70,13 +73,16 @@ def extractor_id(network: nn.Module, description: str) -> str:
     return f"{description} sha256:{digest.hexdigest()}"
 
 
-def as_features(features: Float[Array, "n d"], name: str, need: int = 1) -> Float[Tensor, "n d"]:
-    """The features as a float64 tensor, checked.
+def as_features(
+    features: Float[Array, "n d"], name: str, need: int = 1, dtype: torch.dtype | None = torch.float64
+) -> Float[Tensor, "n d"]:
+    """The features as a tensor of floats, checked.
 
     Args:
         features: floats of any width.
         name: what they are, for the error ("fid: real features").
         need: fewest rows.
+        dtype: of the result; None keeps float32 and float64 as they are (float16 and bfloat16 become float32).
 
     Raises:
         DataError: not two-dimensional, fewer than `need` rows, or NaN or infinite values.
@@ -87,43 +93,63 @@ def as_features(features: Float[Array, "n d"], name: str, need: int = 1) -> Floa
     if len(x) < need:
         raise DataError(f"{name}: {len(x)} rows are too few, at least {need} are needed")
     check_finite(x, name)
-    return x.double()
+    return x.to(dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32))
 
 
-def as_pair(real: Float[Array, "n d"], synthetic: Float[Array, "m d"], metric: str, need: int) -> tuple[Tensor, Tensor]:
-    """Both feature sets as `as_features`, of the same width.
+def as_pair(
+    real: Float[Array, "n d"],
+    synthetic: Float[Array, "m d"],
+    metric: str,
+    need: int,
+    dtype: torch.dtype | None = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """Both feature sets as `as_features`, of the same width, dtype and device (that of `real`).
+
+    Args:
+        real: features of real images.
+        synthetic: features of synthetic images.
+        metric: name of the metric, for the error.
+        need: fewest rows of each.
+        dtype: of both; None takes the wider of the two (float64 if either is float64, else float32).
 
     Raises:
         DataError: as `as_features`, or the two widths differ.
     """
-    x, y = as_features(real, f"{metric}: real features", need), as_features(synthetic, f"{metric}: synthetic features", need)
+    x = as_features(real, f"{metric}: real features", need, dtype)
+    y = as_features(synthetic, f"{metric}: synthetic features", need, dtype)
     if x.shape[1] != y.shape[1]:
         raise DataError(
             f"{metric}: real features have {x.shape[1]} dimensions, synthetic ones {y.shape[1]}: one extractor for both"
         )
-    return x, y.to(x.device)
+    wider = torch.promote_types(x.dtype, y.dtype)
+    return x.to(wider), y.to(x.device, wider)
 
 
 def check_finite(x: Float[Tensor, "n d"], name: str) -> None:
-    """Raises a DataError that says in how many rows values are NaN or infinite, and which is the first."""
+    """Raises a DataError that says how many rows hold NaN or infinite values, and which (the first five)."""
+    if bool(torch.isfinite(x.sum(dim=1)).all()):  # much faster than to look at every value, and never wrong when it says so
+        return
     bad = ~torch.isfinite(x).all(dim=1)
     if bool(bad.any()):
-        first = int(torch.nonzero(bad)[0, 0])
-        raise DataError(f"{name}: {int(bad.sum())} of {len(x)} rows hold NaN or infinite values, the first is row {first}")
+        first, *others = torch.nonzero(bad)[:, 0].tolist()
+        more = f" (then {', '.join(map(str, others[:4]))}{', ...' if len(others) > 4 else ''})" if others else ""
+        count = f"{len(others) + 1} of {len(x)} rows"
+        raise DataError(f"{name}: {count} hold NaN or infinite values, the first is row {first}{more}")
 
 
-def _rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same images in batches of `size`, the last one maybe smaller."""
-    waiting: list[Batch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(map(len, waiting)) < size:
-            continue
-        whole = Batch.concatenate(waiting)
-        cut = len(whole) - len(whole) % size
-        for start in range(0, cut, size):
-            yield whole.take(np.arange(start, start + size))
-        waiting = [whole.take(np.arange(cut, len(whole)))]
-    rest = [batch for batch in waiting if len(batch)]
-    if rest:
-        yield Batch.concatenate(rest)
+def micro_batches(
+    images: Iterable[UInt8[np.ndarray, "b c h w"]], size: int
+) -> Iterator[tuple[UInt8[np.ndarray, "b c h w"], int]]:
+    """The same images in arrays of exactly `size`, and how many of each count: the last one repeats its last image.
+
+    However the incoming arrays are cut, the outgoing ones are the same.
+    """
+    waiting = None
+    for array in images:
+        waiting = array if waiting is None or not len(waiting) else np.concatenate([waiting, array])
+        whole = len(waiting) - len(waiting) % size
+        for start in range(0, whole, size):
+            yield np.ascontiguousarray(waiting[start : start + size]), size
+        waiting = waiting[whole:]
+    if waiting is not None and len(waiting):
+        yield np.concatenate([waiting, np.repeat(waiting[-1:], size - len(waiting), axis=0)]), len(waiting)

@@ -1,4 +1,10 @@
-"""Nearest neighbours in features (support) and in pixels (copies, duplicates), in tiles of O(n chunk) memory."""
+"""Exact nearest neighbours through matrix products, in tiles: O(n k) memory beside the features, on any device.
+
+With rows [x, -|x|^2/2, 1] and [y, 1, -|y|^2/2] one product gives x.y - |x|^2/2 - |y|^2/2 = -|x - y|^2/2: "nearest" is
+"largest", and no pass over a tile is spent on norms. A tile of distances within one set serves both of its sides. Of a
+row the largest of every 32 entries is taken first; only groups that hold something better than the row's worst neighbour
+so far are looked into: after the first tile these are few. What was chosen is measured again, directly.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +18,164 @@ from synthgen.errors import DataError
 from synthgen.metrics.features import Array
 from synthgen.shapes import Float, Int64, UInt8
 
+TILE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of a tile; 4 MiB in float32 on a CPU, so that what follows the product finds it in the cache."""
+
+GROUP = 32
 CHUNK = 512
 
 Images = UInt8[Array, "n c h w"] | Float[Array, "n c h w"]
 BaseImages = UInt8[Array, "m c h w"] | Float[Array, "m c h w"]
+
+SPARE = 2
+"""Neighbours kept beyond k, so that a product's rounding can't push out the k-th before it is measured again."""
+
+
+class Points:
+    """A set about a centre, padded to whole tiles of unreachable points, as both sides of the product.
+
+    Args:
+        rows: float32 or float64; the products are in the same.
+        centre: subtracted first, which keeps the products accurate.
+        room: rows and columns that a tile has at least.
+    """
+
+    def __init__(self, rows: Float[Tensor, "n d"], centre: Float[Tensor, " d"], room: int = 1) -> None:
+        self.n, d = rows.shape
+        self.tile = _up(max(room, min(TILE.get(rows.device.type, 1024), self.n)), GROUP)
+        self.padded = _up(self.n, self.tile)
+        self.rows = rows.new_zeros((self.padded, d + 2))
+        torch.sub(rows, centre, out=self.rows[: self.n, :d])
+        self.rows[:, d + 1] = 1
+        self.rows[self.n :, d] = -torch.finfo(rows.dtype).max / 4
+        for block in self.rows[: self.n].split(self.tile):
+            block[:, d] = -torch.linalg.vecdot(block[:, :d], block[:, :d]) / 2
+
+    def starts(self) -> range:
+        return range(0, self.padded, self.tile)
+
+    def left(self, start: int) -> Float[Tensor, "t e"]:
+        """[x, -|x|^2/2, 1] of the rows from `start`."""
+        return self.rows[start : start + self.tile]
+
+    def right(self, start: int) -> Float[Tensor, "e t"]:
+        """[y, 1, -|y|^2/2], transposed: the last two columns change places."""
+        block = self.left(start)
+        return torch.cat([block[:, :-2], block[:, -1:], block[:, -2:-1]], dim=1).T
+
+
+class Nearest:
+    """The k largest products of each row so far, and with whom."""
+
+    def __init__(self, n: int, k: int, like: Tensor) -> None:
+        self.values = like.new_full((n, k), -torch.inf)
+        self.rows = torch.zeros((n, k), dtype=torch.int64, device=like.device)
+
+    def offer(self, tile: Float[Tensor, "b c"], at: int, offset: int) -> None:
+        """Takes in a tile whose rows are `at`.. of this set, and whose columns are `offset`.. of the others."""
+        b, c = tile.shape
+        worst = self.values[at : at + b, -1]
+        if bool(torch.isinf(worst[0])):  # nothing yet
+            best = tile.topk(self.values.shape[1], dim=1)
+            self.values[at : at + b], self.rows[at : at + b] = best.values, best.indices + offset
+            return
+        groups = tile.view(b, GROUP, c // GROUP)
+        row, group = (groups.amax(dim=1) > worst[:, None]).nonzero(as_tuple=True)
+        self._insert(groups[row, :, group], worst[row], at + row, offset + group, c // GROUP)
+
+    def offer_columns(self, tile: Float[Tensor, "b c"], at: int, offset: int) -> None:
+        """The same of the tile's other side: its columns are `at`.. of this set, its rows `offset`.. of the others."""
+        b, c = tile.shape
+        worst = self.values[at : at + c, -1]
+        groups = tile.view(GROUP, b // GROUP, c)
+        column, group = (groups.amax(dim=0) > worst).T.nonzero(as_tuple=True)
+        self._insert(groups[:, group, column].T, worst[column], at + column, offset + group, b // GROUP)
+
+    def _insert(self, groups: Tensor, worst: Tensor, owners: Tensor, first: Tensor, stride: int) -> None:
+        """Merges what beats the worst of its owner: member j of a group is row `first` + j stride of the others."""
+        which, member = (groups > worst[:, None]).nonzero(as_tuple=True)
+        if not len(which):
+            return
+        active, inverse, counts = torch.unique_consecutive(owners[which], return_inverse=True, return_counts=True)
+        place = torch.arange(len(which), device=which.device) - (counts.cumsum(0) - counts)[inverse]
+        k = self.values.shape[1]
+        values = self.values.new_full((len(active), k + int(counts.max())), -torch.inf)
+        rows = self.rows.new_zeros(values.shape)
+        values[:, :k], rows[:, :k] = self.values[active], self.rows[active]
+        values[inverse, k + place], rows[inverse, k + place] = groups[which, member], first[which] + member * stride
+        best = values.topk(k, dim=1)
+        self.values[active], self.rows[active] = best.values, rows.gather(1, best.indices)
+
+
+def knn(
+    queries: Float[Array, "n d"], base: Float[Array, "m d"], k: int, exclude_self: bool = False
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """Distances to and rows of the k nearest of `base`, nearest first; the distances in float64.
+
+    The search is done in the inputs' precision: with float32 a neighbour may give way to one that is farther by some
+    1e-6 of the features' norm. The distances are those between the rows themselves, so a copy is at exactly 0.
+
+    Args:
+        queries: the points asked about, float32 or float64.
+        base: the points searched.
+        k: how many.
+        exclude_self: queries and base are one set, and row i isn't its own neighbour (an equal other row is).
+
+    Raises:
+        DataError: `base` has fewer than k rows (k + 1 with `exclude_self`).
+    """
+    x, y = torch.as_tensor(queries), torch.as_tensor(base)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    x, y = x.to(dtype), y.to(x.device, dtype)
+    others = len(y) - int(exclude_self)
+    if others < k:
+        raise DataError(f"{k} nearest neighbours of {len(y)} points: at least {k + int(exclude_self)} are needed")
+    if not len(x):
+        return x.new_zeros((0, k), dtype=torch.float64), torch.zeros((0, k), dtype=torch.int64, device=x.device)
+    wanted = min(k + SPARE, others)
+    centre = y.mean(dim=0)
+    found = _within(Points(y, centre, wanted + 1), wanted) if exclude_self else _between(x, y, centre, wanted)
+    distances, rows = measured(x, y, found)
+    return distances[:, :k], rows[:, :k]
+
+
+def _within(points: Points, k: int) -> Int64[Tensor, "n k"]:
+    """The k nearest others of each point; a tile is computed once and used for both of its sides."""
+    nearest = Nearest(points.padded, k, points.rows)
+    for start in points.starts():
+        right = points.right(start)
+        for other in range(start, points.padded, points.tile):
+            tile = points.left(other) @ right
+            if other == start:
+                tile.fill_diagonal_(-torch.inf)
+            nearest.offer(tile, other, start)
+            if other > start:
+                nearest.offer_columns(tile, start, other)
+    return nearest.rows[: points.n]
+
+
+def _between(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], centre: Float[Tensor, " d"], k: int) -> Int64[Tensor, "n k"]:
+    """The k nearest of y to each of x."""
+    queries, base = Points(x, centre), Points(y, centre, k)
+    nearest = Nearest(queries.padded, k, x)
+    for start in base.starts():
+        right = base.right(start)
+        for at in queries.starts():
+            nearest.offer(queries.left(at) @ right, at, start)
+    return nearest.rows[: len(x)]
+
+
+def measured(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], rows: Int64[Tensor, "n k"]
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """Distances |x[i] - y[rows[i, j]]|, summed in float64 whatever a product would lose, and `rows`: nearest first."""
+    step = max(1, 2**18 // (rows.shape[1] * x.shape[1]))
+    parts = []
+    for own, others in zip(x.split(step), rows.split(step), strict=True):
+        difference = y.index_select(0, others.reshape(-1)).view(*others.shape, -1).sub_(own[:, None])
+        parts.append(torch.linalg.vector_norm(difference, dim=2, dtype=torch.float64))
+    distances, order = torch.cat(parts).sort(dim=1, stable=True)
+    return distances, rows.gather(1, order)
 
 
 def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -26,37 +186,8 @@ def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float
     return tile.masked_fill_(tile < zero, 0)
 
 
-def knn(
-    queries: Float[Array, "n d"], base: Float[Array, "m d"], k: int, exclude_self: bool = False
-) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
-    """Distances to and rows of the k nearest of `base`, nearest first, in float64.
-
-    Args:
-        queries: the points asked about.
-        base: the points searched.
-        k: how many.
-        exclude_self: queries and base are one set, and row i isn't its own neighbour (an equal other row is).
-
-    Raises:
-        DataError: `base` has fewer than k rows (k + 1 with `exclude_self`).
-    """
-    x, y = torch.as_tensor(queries).double(), torch.as_tensor(base).double()
-    need = k + int(exclude_self)
-    if len(y) < need:
-        raise DataError(f"{k} nearest neighbours of {len(y)} points: at least {need} are needed")
-    centre = y.mean(dim=0)
-    x, y = x - centre, y - centre
-    distances, rows = [], []
-    for start in range(0, len(x), CHUNK):
-        tile = squared_distances(x[start : start + CHUNK], y)
-        if exclude_self:
-            tile.diagonal(offset=start).fill_(torch.inf)
-        nearest = tile.topk(k, dim=1, largest=False)
-        distances.append(nearest.values.sqrt_())
-        rows.append(nearest.indices)
-    if not distances:
-        return x.new_zeros((0, k)), torch.zeros((0, k), dtype=torch.int64)
-    return torch.cat(distances), torch.cat(rows)
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 def blur(images: Images) -> Float[Tensor, "n c h w"]:
