@@ -14,6 +14,9 @@ from synthgen.shapes import Float
 CHUNK = 8192
 """Rows of one product; sums of products go on in float64 from there."""
 
+NARROW = 256
+"""Dimensions up to which all is float64: there it costs next to nothing."""
+
 BLOCK = 256
 """Columns of a block of the scatter matrix, of which only the upper half is computed."""
 
@@ -36,24 +39,25 @@ class Moments:
     def of(features: Float[Array, "n d"], name: str = "fid: features") -> Moments:
         """The moments of a set, one row or more.
 
-        Products are taken about the mean of the first rows. Of float32 features with n >= 4 d they are float32 within
-        chunks of `CHUNK` rows and are summed up in float64, which costs FID a relative error of about 1e-8 to 1e-7;
-        with fewer rows, where the covariance is nearly singular, and of float64 features, all is float64.
+        Products are taken about the mean of the first rows. Of float32 features with d > `NARROW` and n >= 4 d they are
+        float32 within chunks of `CHUNK` rows and are summed up in float64, which costs FID a relative error of about 1e-8
+        to 1e-7. Else all is float64: with fewer rows the covariance is nearly singular, and narrow ones cost little.
 
         Raises:
             DataError: not of shape (n, d), or values that aren't finite.
         """
         x = as_features(features, name, dtype=None)
         n, d = x.shape
-        wide = x.dtype == torch.float64 or n < 4 * d
+        wide = x.dtype == torch.float64 or n < 4 * d or d <= NARROW
         shift = x[:CHUNK].mean(dim=0, dtype=torch.float64).to(x.dtype)
         total = torch.zeros(d, dtype=torch.float64, device=x.device)
         scatter = torch.zeros((d, d), dtype=torch.float64, device=x.device)
         centred = torch.empty_like(x[:CHUNK])
         for rows in x.split(CHUNK):
             z = torch.sub(rows, shift, out=centred[: len(rows)])
+            z = z.double() if wide else z
             total += z.sum(dim=0)
-            _add_product(scatter, z.double() if wide else z)
+            _add_product(scatter, z)
         scatter = scatter.triu() + scatter.triu(1).T
         return Moments(n, shift + total / n, scatter.sub_(torch.outer(total, total / n)))
 

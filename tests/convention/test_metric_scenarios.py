@@ -91,8 +91,7 @@ def test_tiles_do_not_matter(rng: np.random.Generator, monkeypatch: pytest.Monke
     x, y = clusters(rng, 300, 10), clusters(rng, 200, 8)
     before = kid(x, y), *prdc(x, y), knn(x, x, 3, exclude_self=True)[0]
     monkeypatch.setattr(kernel, "CHUNK", 37)
-    monkeypatch.setattr(neighbours, "CHUNK", 41)
-    monkeypatch.setattr("synthgen.metrics.prdc.CHUNK", 41)
+    monkeypatch.setattr(neighbours, "TILE", {"cpu": 64})
     after = kid(x, y), *prdc(x, y), knn(x, x, 3, exclude_self=True)[0]
     assert after[:5] == pytest.approx(before[:5], rel=1e-9)
     assert torch.allclose(after[5], before[5], rtol=1e-9)
