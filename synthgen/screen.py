@@ -153,6 +153,16 @@ def show_gate(report: Any, folder: str) -> None:
             m.name, f"{m.value:.3g}", f"{m.reference:.3g}", f"{m.excess:+.3g} ({m.low:+.3g} to {m.high:+.3g})", limit, verdict
         )
     console.print(table)
+    for kind in ("copy", "defect"):
+        found = [f"{escape(p.name)} {p.found:.0%}" for p in report.planted if p.kind == kind]
+        if found:
+            console.print(f"planted {'copies' if kind == 'copy' else 'defects'} found: {', '.join(found)}")
+    kept = [f"{escape(c.name)} {c.kept}/{c.candidates}" for c in report.classes]
+    console.print(f"kept by class: {', '.join(kept[:20])}{', ...' if len(kept) > 20 else ''}")
+    if report.selection:
+        s = report.selection
+        told = f"MMD {s.mmd:.3g} (at random {s.mmd_random:.3g}), recall {s.recall:.3g} ({s.recall_random:.3g})"
+        console.print(f"budget:  {s.budget} of {s.offered} valid ones by {s.prefer}, {s.random_share:.0%} at random: {told}")
     style = STYLE.get(report.verdict, "bold green")
     console.print(
         f"\nverdict: [{style}]{report.verdict}[/{style}], {len(report.kept)} of {report.num_candidates} candidates kept"

@@ -171,6 +171,73 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class ClassFidelity:
+    """A class of the candidates by itself.
+
+    Attributes:
+        name: of the class.
+        candidates, kept: how many were offered and how many passed.
+        n: images on each side of the metrics; 0 where they were refused.
+        metrics: name -> kept candidates against the reference images of the class; empty where refused.
+        reference: name -> real against real of the class at the same n.
+        note: why they were refused, or "".
+    """
+
+    name: str
+    candidates: int
+    kept: int
+    n: int
+    metrics: dict[str, float]
+    reference: dict[str, float]
+    note: str
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What the gate's checks find of a known defect that was planted in real images of this very data set.
+
+    Attributes:
+        kind: "copy" (of training images) or "defect" (in held-out images).
+        name: which, see `data.planted`.
+        n: images planted.
+        found: share that was dropped; of copies, the share dropped as copies.
+        reasons: reason -> share dropped for it.
+    """
+
+    kind: Literal["copy", "defect"]
+    name: str
+    n: int
+    found: float
+    reasons: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the most useful of the valid candidates were chosen under a budget.
+
+    Attributes:
+        prefer: random, entropy, margin or herding.
+        budget: how many were wanted.
+        offered: valid candidates to choose from.
+        random_share: share that had to be drawn at random to keep recall and coverage.
+        mmd, mmd_random: squared MMD to the reference of the chosen, and of as many drawn at random.
+        recall, recall_random: the same of recall.
+        coverage, coverage_random: the same of coverage.
+    """
+
+    prefer: str
+    budget: int
+    offered: int
+    random_share: float
+    mmd: float
+    mmd_random: float
+    recall: float
+    recall_random: float
+    coverage: float
+    coverage_random: float
+
+
+@dataclass(frozen=True)
 class GateReport(Record):
     """What the gate decided about a set of candidates, and why.
 
@@ -178,6 +245,9 @@ class GateReport(Record):
         verdict: accept, reject or insufficient evidence.
         reasons: one sentence each, in plain words; why it isn't an accept, or what was checked.
         metrics: set-level figures with their real-against-real reference.
+        classes: each class by itself.
+        planted: recall of the per-sample checks on planted copies and defects.
+        selection: how a budget was filled, None without one.
         thresholds: per-sample signal -> the threshold, calibrated on held-out real images.
         real_dropped: share of held-out real images that the same per-sample thresholds would drop.
         num_candidates: how many were judged.
@@ -186,11 +256,14 @@ class GateReport(Record):
         extractor: id of the feature extractor.
     """
 
-    SCHEMA: ClassVar[str] = "synthgen.gate/1"
+    SCHEMA: ClassVar[str] = "synthgen.gate/2"
 
     verdict: GateDecision
     reasons: tuple[str, ...]
     metrics: tuple[Metric, ...]
+    classes: tuple[ClassFidelity, ...]
+    planted: tuple[Planted, ...]
+    selection: Selection | None
     thresholds: dict[str, float]
     real_dropped: float
     num_candidates: int
@@ -203,6 +276,9 @@ class GateReport(Record):
         return given | {
             "reasons": tuple(given["reasons"]),
             "metrics": tuple(Metric(**m) for m in given["metrics"]),
+            "classes": tuple(ClassFidelity(**c) for c in given["classes"]),
+            "planted": tuple(Planted(**p) for p in given["planted"]),
+            "selection": given["selection"] and Selection(**given["selection"]),
             "kept": tuple(given["kept"]),
             "dropped": {key: tuple(why) for key, why in given["dropped"].items()},
         }

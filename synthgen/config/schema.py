@@ -165,12 +165,41 @@ class ClassifierConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """The gate's extractor and label judge: networks trained on the real train fold alone."""
+    """The gate's extractor and label judge, trained on the real train fold alone, and its detector of planted defects."""
 
     folds: int = Field(4, ge=2, description="networks of the cross-fitted label judge, each blind to one fold of train")
     width: PositiveInt = Field(24, description="channels of the first block")
     steps: PositiveInt = Field(200, description="gradient steps of each network")
-    dim: PositiveInt = Field(48, description="dimensions of the features")
+    dim: PositiveInt = Field(48, description="dimensions of the domain extractor's features")
+    defect_steps: Count = Field(300, description="gradient steps of each network of the defect detector; 0 leaves it out")
+    defect_batch_size: PositiveInt = Field(40, description="images a step of the defect detector")
+    extractor: Literal["domain", "inception", "dinov2", "torchscript"] = Field(
+        "domain", description="domain is trained on train; the others read weights from a local file and download nothing"
+    )
+    path: str | None = Field(
+        None,
+        description="weights: a TorchScript file (inception: from a cache if not given), or dinov2's folder or cached name",
+    )
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="what the weights' sha256 must be; inception knows its own"
+    )
+    size_px: PositiveInt | None = Field(
+        None, description="height and width that torchscript (if not given: the images' own) or dinov2 (224) sees"
+    )
+    cache: bool = Field(True, description="keep features in the run folder's features-cache/; never changes a byte")
+    devices: PositiveInt = Field(1, description="GPUs, or processes on the CPU, that share an extraction; never changes a byte")
+
+    @model_validator(mode="after")
+    def _check(self) -> FeaturesConfig:
+        given = [name for name in ("path", "sha256", "size_px") if getattr(self, name) is not None]
+        if self.extractor == "domain" and given:
+            raise ValueError(f"{given[0]} is for extractor=inception, dinov2 or torchscript; domain is trained in the run")
+        if self.extractor == "inception" and self.size_px is not None:
+            raise ValueError("size_px is for dinov2 and torchscript; inception's file resizes to 299 px itself")
+        if self.extractor in ("dinov2", "torchscript") and not self.path:
+            what = "FILE.pt" if self.extractor == "torchscript" else "FOLDER"
+            raise ValueError(f"path is not given, and extractor={self.extractor!r} needs it: features.path={what}")
+        return self
 
 
 class GenerateConfig(Section):
@@ -183,6 +212,19 @@ class GenerateConfig(Section):
     batch: PositiveInt = Field(64, description="images in flight: batch / chunk chunks at a time; never changes a byte")
 
 
+class BoundsConfig(Section):
+    """Your own bounds on a metric's value, beside the limits relative to real images; the stricter of both decides."""
+
+    fid: PositiveFloat | None = Field(None, description="largest FID")
+    kid: float | None = Field(None, description="largest KID")
+    mmd: float | None = Field(None, description="largest squared RBF MMD")
+    precision: Share | None = Field(None, description="lowest precision")
+    recall: Share | None = Field(None, description="lowest recall")
+    density: PositiveFloat | None = Field(None, description="lowest density")
+    coverage: Share | None = Field(None, description="lowest coverage")
+    vendi: PositiveFloat | None = Field(None, description="lowest Vendi score")
+
+
 class GateConfig(Section):
     """Per sample: keep, or drop with a reason. Per set: accept or reject, against what real scores on real."""
 
@@ -190,14 +232,15 @@ class GateConfig(Section):
         0.05, gt=0, lt=0.5, description="share of held-out real images that the per-sample checks may drop in all"
     )
     splits: int = Field(40, ge=20, description="random halves of the reference from which real-against-real is read")
+    max_side: int = Field(5000, ge=100, description="most images a side of a split: what a larger set adds isn't worth its time")
     neighbours: PositiveInt = Field(5, description="k of support, precision, recall, density and coverage")
-    search_px: int = Field(1, ge=0, le=4, description="copies are searched under shifts of up to this many pixels")
+    search_px: int = Field(2, ge=0, le=4, description="copies are searched under shifts of up to this many pixels")
     search_flip: bool = Field(True, description="... and mirrored")
-    copy_ratio: float = Field(
+    duplicate_ratio: float = Field(
         0.66,
         gt=0,
         lt=1,
-        description="a sample nearer to train than this share of what held-out real images have is a copy, at most",
+        description="two samples nearer to each other than this share of what real images have are duplicates, at most",
     )
     max_copy_share: Share = Field(0.1, description="share of copies among the candidates above which the set is rejected")
     max_defect: float = Field(
@@ -209,6 +252,16 @@ class GateConfig(Section):
     min_agreement: Share = Field(0.85, description="lowest label agreement, as a share of that of held-out real images")
     min_keep: Share = Field(0.2, description="share of the candidates that must pass, else the set is rejected")
     min_kept_per_class: PositiveInt = Field(5, description="fewest kept samples of a class, else the set is rejected")
+    bounds: BoundsConfig = Field(default_factory=BoundsConfig, description="your own bounds on the metrics' values")
+    budget: PositiveInt | None = Field(None, description="keep this many of the valid candidates; all if not given")
+    prefer: Literal["random", "entropy", "margin", "herding"] = Field(
+        "random",
+        description="which of the valid ones a budget takes: at random, those the real-only judges are least sure of (entropy, "
+        "or margin of the two likeliest classes), or by kernel herding towards the reference",
+    )
+    planted: int = Field(
+        200, ge=0, description="images of each kind of planted copy and defect that recall is measured on; 0 is off"
+    )
 
 
 class ExportConfig(Section):

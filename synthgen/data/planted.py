@@ -55,7 +55,7 @@ def blended(images: Images, rng: np.random.Generator, share: float) -> Images:
 
 def blurred(images: Images, rng: np.random.Generator | None = None, times: int = 1) -> Images:
     """Under the 3x3 binomial filter (1 2 1)/4 in both directions, edges repeated, `times` times."""
-    x = images.astype(np.float32)
+    x: np.ndarray = images.astype(np.float32)
     for _ in range(times):
         x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
         x = (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4

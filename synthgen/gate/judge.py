@@ -10,18 +10,28 @@ from typing import NamedTuple
 import numpy as np
 
 from synthgen.config.schema import GateConfig
-from synthgen.gate.filters import Evidence, Real, Sifted, is_bad
+from synthgen.gate.evidence import Evidence, Real
+from synthgen.gate.filters import Sifted
+from synthgen.gate.signals import COPY_REASONS, FAMILIES, is_bad
+from synthgen.metrics.diversity import vendi
 from synthgen.metrics.frechet import frechet_distance
-from synthgen.metrics.kernel import kid
+from synthgen.metrics.kernel import kid, mmd_rbf
 from synthgen.metrics.prdc import prdc
 from synthgen.randomness import stream
 from synthgen.shapes import Float, Int64
-from synthgen.types import UNLABELLED, GateDecision, GateReport, Metric
+from synthgen.types import UNLABELLED, ClassFidelity, GateDecision, GateReport, Metric, Planted
 
-LIMITED = ("copy_share", "label_agreement", "kept_share", "fid", "precision", "recall", "coverage")
-"""Metrics that decide; the others are shown."""
+LIMITED = ("copy_share", "label_agreement", "kept_share", "fid", "class_conditional_fid", "precision", "recall", "coverage")
+"""Metrics with a limit of their own, the weightiest first; the others are shown, unless `gate.bounds` names them."""
 
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "label_agreement", "kept_share")
+NEEDED = tuple(name for name in LIMITED if name != "class_conditional_fid")
+"""Metrics without which a set can't be accepted. (Class-conditional FID needs labelled reference images.)"""
+
+OF_FEATURES = ("fid", "kid", "mmd", "precision", "recall", "density", "coverage", "vendi")
+
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "vendi", "label_agreement", "kept_share")
+
+CLASS_METRICS = ("fid", "precision", "recall", "coverage")
 
 SHOWN = "shown only"
 
@@ -33,7 +43,13 @@ MIN_SIDE = 50
 
 
 def judge(
-    candidates: Evidence, real: Real, sifted: Sifted, config: GateConfig, class_names: Sequence[str], seed: int = 0
+    candidates: Evidence,
+    real: Real,
+    sifted: Sifted,
+    config: GateConfig,
+    class_names: Sequence[str],
+    seed: int = 0,
+    planted: tuple[Planted, ...] = (),
 ) -> GateReport:
     """The verdict on a set of candidates: every metric beside real against real, with a 95% interval of the excess.
 
@@ -46,7 +62,8 @@ def judge(
     for n of 500 to 5,000), so half the data speak for all. Equal mixes make A, B and C more alike than independent draws:
     FID is lower in both columns than elsewhere, and KID of real against real falls below 0; the excess is what counts.
 
-    A limit is a statement about real images (`GateConfig`). A metric accepts if its whole interval keeps the limit,
+    A limit is a statement about real images (`GateConfig`); a user's own bound on a value counts beside it, the stricter
+    of the two. A metric accepts if its whole interval keeps the limit,
     rejects if none of it does. The set is rejected if any limit is broken, accepted if all are kept, else there isn't
     enough evidence. What isn't finite, or is computed on too few images, never accepts.
 
@@ -57,19 +74,21 @@ def judge(
         config: limits.
         class_names: label i is class_names[i].
         seed: of the splits.
+        planted: recall of the per-sample checks (`sensitivity.planted_recall`), for the report.
 
     Returns:
         The report; the same input gives the same bytes.
     """
+    classes, class_conditional = _by_class(candidates, real, sifted.kept, config, class_names, seed)
     metrics = (
         *_feature_metrics(candidates, real, sifted.kept, config, seed),
-        _class_conditional_fid(candidates, real, sifted.kept, config, seed),
+        class_conditional,
         _label_agreement(candidates, real, config),
         _copy_share(sifted, config),
         _kept_share(sifted, config),
     )
-    thin = _thin_classes(candidates, sifted.kept, config, class_names)
-    verdicts = {metric.verdict for metric in metrics if metric.name in LIMITED}
+    thin = _thin_classes(classes, config)
+    verdicts = {metric.verdict for metric in metrics if _decides(metric)}
     verdict: GateDecision = "accept"
     if "insufficient evidence" in verdicts:
         verdict = "insufficient evidence"
@@ -79,6 +98,9 @@ def judge(
         verdict=verdict,
         reasons=(),
         metrics=metrics,
+        classes=classes,
+        planted=planted,
+        selection=sifted.selection,
         thresholds=dict(sifted.calibration.thresholds),
         real_dropped=sifted.calibration.real_dropped,
         num_candidates=len(candidates),
@@ -87,6 +109,11 @@ def judge(
         extractor=candidates.features.extractor,
     )
     return replace(report, reasons=tuple(_reasons(report, thin)))
+
+
+def _decides(metric: Metric) -> bool:
+    """Whether the verdict depends on it: it has a limit, or it was refused and is needed."""
+    return metric.limit is not None or (metric.value is None and metric.name in NEEDED)
 
 
 class _Split(NamedTuple):
@@ -106,7 +133,7 @@ def _draw_splits(candidates: Evidence, real: Real, kept: np.ndarray, config: Gat
     labelled = bool((real.reference.labels != UNLABELLED).all())
     classes, offered = (e.labels if labelled else e.probabilities.argmax(axis=1) for e in (real.reference, candidates))
     pool = np.flatnonzero(kept)
-    n = min(len(classes), len(pool)) // 2
+    n = min(len(classes) // 2, len(pool) // 2, config.max_side)
     num_sets = min(MAX_SETS, len(pool) // (2 * n)) if n else 0
     splits = []
     for split in range(config.splits):
@@ -144,8 +171,7 @@ def _draw_in_mix(
 
 
 def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int) -> list[Metric]:
-    """FID, KID, precision, recall, density, coverage of the kept candidates."""
-    names = ("fid", "kid", "precision", "recall", "density", "coverage")
+    """FID, KID, MMD, precision, recall, density, coverage and Vendi score of the kept candidates."""
     splits = _draw_splits(candidates, real, kept, config, seed)
     n = len(splits[0].a)
     if n < MIN_SIDE:
@@ -153,29 +179,54 @@ def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config:
             f"refused: {n} images a side, at least {MIN_SIDE} are needed "
             f"({len(real.reference)} reference images and {int(kept.sum())} kept candidates, at least {2 * MIN_SIDE} of each)"
         )
-        return [_refused(name, n, note) for name in names]
+        return [_refused(name, n, note) for name in OF_FEATURES]
     reference, synthetic, blurred = (f.features for f in (real.reference.features, candidates.features, real.blurred))
-    scores = np.empty((config.splits, 2, len(names)))
+    scores = np.empty((config.splits, 2, len(OF_FEATURES)))
     defect = np.empty(config.splits)
-    num_blurred = round(config.max_defect * n)
-
-    def score(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[float, ...]:
-        return frechet_distance(x, y), kid(x, y), *prdc(x, y, config.neighbours)
-
     for i, split in enumerate(splits):
         a, b = reference[split.a], reference[split.b]
-        scores[i, 0] = score(a, b)
-        scores[i, 1] = np.mean([score(a, synthetic[c]) for c in split.c], axis=0)
-        partly = np.concatenate([blurred[split.b[:num_blurred]], b[num_blurred:]])
-        defect[i] = frechet_distance(a, partly) - scores[i, 0, 0]
-    # Where the extractor hardly sees blur, the limit is what n images can tell apart: real against real itself.
-    yardstick = max(float(defect.mean()), float(scores[:, 0, 0].mean()))
-    blur = f"at most the excess of real images of which {config.max_defect:.0%} are blurred, or FID of real against real if more"
-    limits = {"fid": (yardstick, blur)}
+        scores[i, 0] = _score(a, b, config.neighbours)
+        scores[i, 1] = np.mean([_score(a, synthetic[c], config.neighbours) for c in split.c], axis=0)
+        defect[i] = frechet_distance(a, _partly(b, blurred[split.b], config.max_defect)) - scores[i, 0, 0]
+    limits = {"fid": _yardstick(defect, scores[:, 0, 0], config)}
     for name, share in (("precision", config.min_precision), ("recall", config.min_recall), ("coverage", config.min_coverage)):
-        floor = float(scores[:, 0, names.index(name)].mean())
+        floor = float(scores[:, 0, OF_FEATURES.index(name)].mean())
         limits[name] = (-(1 - share) * floor, f"at least {share:.0%} of real against real")
-    return [_jackknifed(name, scores[:, :, i], n, *limits.get(name, (None, SHOWN))) for i, name in enumerate(names)]
+    return [
+        _jackknifed(name, scores[:, :, i], n, *_bounded(name, limits.get(name, (None, SHOWN)), scores[:, 0, i].mean(), config))
+        for i, name in enumerate(OF_FEATURES)
+    ]
+
+
+def _score(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], k: int) -> tuple[float, ...]:
+    return frechet_distance(x, y), kid(x, y), mmd_rbf(x, y), *prdc(x, y, k), vendi(y)
+
+
+def _partly(real: Float[np.ndarray, "n d"], defective: Float[np.ndarray, "n d"], share: float) -> Float[np.ndarray, "n d"]:
+    """The real features, `share` of them replaced by those of the same images with a defect."""
+    num = round(share * len(real))
+    return np.concatenate([defective[:num], real[num:]])
+
+
+def _yardstick(defect: Float[np.ndarray, " s"], null: Float[np.ndarray, " s"], config: GateConfig) -> tuple[float, str]:
+    """The largest excess FID, and in words.
+
+    Where the extractor hardly sees blur, it is what n images can tell apart: FID of real against real itself.
+    """
+    blur = f"at most the excess of real images of which {config.max_defect:.0%} are blurred, or FID of real against real if more"
+    return max(float(defect.mean()), float(null.mean())), blur
+
+
+def _bounded(name: str, limit: tuple[float | None, str], reference: float, config: GateConfig) -> tuple[float | None, str]:
+    """The stricter of a limit on the excess and the user's own bound on the value."""
+    bound = getattr(config.bounds, name)
+    if bound is None:
+        return limit
+    higher = name in HIGHER_IS_BETTER
+    own, words = bound - float(reference), f"gate.bounds.{name}: {'at least' if higher else 'at most'} {bound:g}"
+    if limit[0] is not None and (limit[0] >= own if higher else limit[0] <= own):
+        return limit
+    return own, words
 
 
 def _jackknifed(name: str, scores: Float[np.ndarray, "s 2"], n: int, limit: float | None, note: str) -> Metric:
@@ -186,30 +237,50 @@ def _jackknifed(name: str, scores: Float[np.ndarray, "s 2"], n: int, limit: floa
     return _metric(name, value, reference, excess.mean() - error, excess.mean() + error, scores[:, 0].std(ddof=1), n, limit, note)
 
 
-def _class_conditional_fid(candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int) -> Metric:
-    """Mean over classes of the FID within a class: it sees wrong labels, which no other metric of features does."""
-    name = "class_conditional_fid"
-    labels = real.reference.labels
-    classes = np.unique(real.train.labels)
-    held = [np.flatnonzero(labels == label) for label in classes]
-    pools = [np.flatnonzero(kept & (candidates.labels == label)) for label in classes]
-    n = min(min(map(len, held)), min(map(len, pools))) // 2
-    if n < MIN_SIDE:
-        note = (
-            f"refused: {n} images a class and side, at least {MIN_SIDE} are needed: "
-            f"{2 * MIN_SIDE} labelled reference images and as many kept candidates of each class"
-        )
-        return _refused(name, n, note)
-    reference, synthetic = real.reference.features.features, candidates.features.features
-    scores = np.zeros((config.splits, 2))
-    for s in range(config.splits):
-        rng = stream(seed, "gate splits within classes", s)
-        for rows, pool in zip(held, pools, strict=True):
-            order = rng.permutation(rows)
+def _by_class(
+    candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, class_names: Sequence[str], seed: int
+) -> tuple[tuple[ClassFidelity, ...], Metric]:
+    """Each class by itself, and the mean over classes of the FID within a class.
+
+    The latter sees wrong labels, which no other metric of features does; its limit is FID's, within classes. It is there
+    if every class of train has enough images.
+    """
+    reference, synthetic, blurred = (f.features for f in (real.reference.features, candidates.features, real.blurred))
+    rows, columns, defects, sides = [], [], [], []
+    trained = set(np.unique(real.train.labels).tolist())
+    refusal = ""
+    for label, name in enumerate(class_names):
+        own = candidates.labels == label
+        held, pool = np.flatnonzero(real.reference.labels == label), np.flatnonzero(kept & own)
+        n = min(len(held) // 2, len(pool) // 2, config.max_side)
+        made, left = int(own.sum()), len(pool)
+        if n < MIN_SIDE:
+            note = (
+                f"refused: {n} images a side, at least {MIN_SIDE} are needed "
+                f"({len(held)} labelled reference images and {left} kept candidates of {name!r}, at least {2 * MIN_SIDE} of each)"
+            )
+            rows.append(ClassFidelity(name, made, left, 0, {}, {}, note))
+            refusal = refusal or (note if label in trained else "")
+            continue
+        scores, defect = np.empty((config.splits, 2, len(CLASS_METRICS))), np.empty(config.splits)
+        for s in range(config.splits):
+            rng = stream(seed, f"gate splits within class {label}", s)
+            order = rng.permutation(held)
             a, b, c = order[:n], order[n : 2 * n], rng.permutation(pool)[:n]
-            fids = frechet_distance(reference[a], reference[b]), frechet_distance(reference[a], synthetic[c])
-            scores[s] += np.array(fids) / len(classes)
-    return _jackknifed(name, scores, n, None, SHOWN)
+            for side, y in enumerate((reference[b], synthetic[c])):
+                precision, recall, _, coverage = prdc(reference[a], y, config.neighbours)
+                scores[s, side] = frechet_distance(reference[a], y), precision, recall, coverage
+            defect[s] = frechet_distance(reference[a], _partly(reference[b], blurred[b], config.max_defect)) - scores[s, 0, 0]
+        null, value = (dict(zip(CLASS_METRICS, map(float, means), strict=True)) for means in scores.mean(axis=0))
+        rows.append(ClassFidelity(name, made, left, n, value, null, ""))
+        columns.append(scores[:, :, 0])
+        defects.append(defect)
+        sides.append(n)
+    if refusal or not columns:
+        return tuple(rows), _refused("class_conditional_fid", 0, refusal or "refused: no class has images")
+    scores = np.mean(columns, axis=0)
+    limit = _yardstick(np.mean(defects, axis=0), scores[:, 0], config)
+    return tuple(rows), _jackknifed("class_conditional_fid", scores, min(sides), *limit)
 
 
 def _label_agreement(candidates: Evidence, real: Real, config: GateConfig) -> Metric:
@@ -230,9 +301,12 @@ def _agreement(evidence: Evidence) -> np.ndarray:
 
 def _copy_share(sifted: Sifted, config: GateConfig) -> Metric:
     """Share of all candidates that are copies of training images, against the same of held-out real images."""
-    threshold = sifted.calibration.thresholds["copy"]
-    copies = is_bad("copy", sifted.signals["copy"], threshold)
-    reference = is_bad("copy", sifted.calibration.null["copy"], threshold).mean()
+    families = [name for name, family in FAMILIES.items() if family.reason in COPY_REASONS]
+    copies, held_out = (
+        np.any([is_bad(name, signals[name], sifted.calibration.thresholds[name]) for name in families], axis=0)
+        for signals in (sifted.signals, sifted.calibration.null)
+    )
+    reference = held_out.mean()
     return _share(
         "copy_share", copies, reference, config.max_copy_share, f"copies of training images: at most {config.max_copy_share:.0%}"
     )
@@ -242,7 +316,7 @@ def _kept_share(sifted: Sifted, config: GateConfig) -> Metric:
     """Share of the candidates that pass the per-sample checks, against the same of held-out real images."""
     return _share(
         "kept_share",
-        sifted.kept,
+        sifted.valid,
         1 - sifted.calibration.real_dropped,
         config.min_keep,
         f"at least {config.min_keep:.0%} must pass",
@@ -257,14 +331,12 @@ def _share(name: str, hits: np.ndarray, reference: float, bound: float, note: st
     return _metric(name, value, reference, low - reference, high - reference, spread, n, bound - reference, note)
 
 
-def _thin_classes(candidates: Evidence, kept: np.ndarray, config: GateConfig, class_names: Sequence[str]) -> tuple[str, ...]:
+def _thin_classes(classes: tuple[ClassFidelity, ...], config: GateConfig) -> tuple[str, ...]:
     """A sentence for each class of which too few candidates were kept."""
-    made = np.bincount(candidates.labels, minlength=len(class_names))
-    left = np.bincount(candidates.labels[kept], minlength=len(class_names))
     return tuple(
-        f"class {name!r} has {left[i]} kept candidates of {made[i]}, at least {config.min_kept_per_class} are needed"
-        for i, name in enumerate(class_names)
-        if left[i] < config.min_kept_per_class
+        f"class {c.name!r} has {c.kept} kept candidates of {c.candidates}, at least {config.min_kept_per_class} are needed"
+        for c in classes
+        if c.kept < config.min_kept_per_class
     )
 
 
@@ -301,8 +373,8 @@ def _refused(name: str, n: int, note: str) -> Metric:
 
 def _reasons(report: GateReport, thin: tuple[str, ...]) -> list[str]:
     """What decided, in plain sentences, the weightiest first."""
-    limited = [metric for metric in report.metrics if metric.name in LIMITED]
-    limited.sort(key=lambda metric: LIMITED.index(metric.name))
+    limited = [metric for metric in report.metrics if _decides(metric)]
+    limited.sort(key=lambda metric: LIMITED.index(metric.name) if metric.name in LIMITED else len(LIMITED))
     broken = [_sentence(metric) for metric in limited if metric.verdict == "reject"]
     unclear = [_sentence(metric) for metric in limited if metric.verdict == "insufficient evidence" and metric.value is not None]
     refused: dict[str, list[str]] = {}  # note -> names of the metrics that it refuses
@@ -311,7 +383,7 @@ def _reasons(report: GateReport, thin: tuple[str, ...]) -> list[str]:
             refused.setdefault(metric.note, []).append(metric.name)
     sentences = [*broken, *thin, *unclear, *(f"{', '.join(names)}: {note}" for note, names in refused.items())]
     if report.verdict == "accept":
-        sentences = [f"all limits are kept: {', '.join(LIMITED)}"]
+        sentences = [f"all limits are kept: {', '.join(metric.name for metric in limited)}"]
     if report.dropped:
         counts = ", ".join(f"{reason} {count}" for reason, count in report.reason_counts().items())
         sentences.append(f"{len(report.dropped)} of {report.num_candidates} candidates were dropped: {counts}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from synthgen import storage
 from synthgen.errors import DataError
-from synthgen.gate import filters
+from synthgen.gate.signals import FAMILIES
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.gates import check_judged, load_gate
 from synthgen.jobs.order import Order
@@ -36,11 +36,9 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
             if not len(rows):
                 raise DataError(f"{judged}: the gate kept none of {len(batch)} candidates, so there is nothing to export")
             scores = table.read(judged / "scores.parquet")
+            signals = [name for name in (*FAMILIES, "nearest_distance") if name in scores]
             chosen = batch.take(rows)
-            known = [
-                replace(infos[i], scores={s: float(scores[s][i]) for s in (*filters.FAMILIES, "nearest_distance")})
-                for i in rows.tolist()
-            ]
+            known = [replace(infos[i], scores={name: float(scores[name][i]) for name in signals}) for i in rows.tolist()]
             order.progress.start("export", len(config.export.formats))
             shards: list[Shard] = []
             for form in config.export.formats:

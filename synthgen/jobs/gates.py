@@ -8,47 +8,88 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
 
-from synthgen import randomness, storage, training
+from synthgen import extraction, randomness, storage, training
 from synthgen.config.schema import RunConfig
+from synthgen.data.planted import blurred
 from synthgen.errors import ConfigError, DataError, StorageError
 from synthgen.gate import filters, judge
+from synthgen.gate.evidence import Evidence, Real
+from synthgen.gate.sensitivity import planted_recall
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
-from synthgen.metrics import features as feature_metrics
-from synthgen.metrics.neighbours import nearest_shifted
+from synthgen.metrics import extractors
 from synthgen.models.classifier import Classifier, FeatureLayer, probabilities
+from synthgen.models.defects import DefectDetector, margins
 from synthgen.shards import table
 from synthgen.types import Batch, DatasetSpec, FeatureSet, GateReport, Silent
 
+CACHE = "features-cache"
+"""Folder beside the networks that holds images' features; it may be deleted at any time."""
+NEVER_CHANGE_A_BYTE = ("path", "sha256", "cache", "devices")
+"""Keys of `features` that no stage's fingerprint covers: the weights count as an input, wherever they lie."""
+EXTRACTOR_KEYS = (*NEVER_CHANGE_A_BYTE, "extractor", "size_px")
+"""Keys of `features` that the networks don't depend on: another extractor needs no other judges."""
+
+
+DEFECT_FOLDS = 2
+"""Networks of the defect detector, each blind to a half of the real images."""
+DETECTOR_ROLES = ("train", "val", "reference")
+
 
 def features(order: Order, split: Split, out: Path) -> None:
-    """Split -> the gate's networks, trained on the train fold alone: an extractor, and a judge blind to each fold."""
+    """Split -> the gate's networks: an extractor and a judge blind to each fold of train, and the detector of defects.
+
+    Extractor and judges are trained on the train fold alone. The detector needs no labels: it is trained on train, val and
+    reference, in two halves, and what it says of a real image is said by the network that was blind to it.
+    """
     config = order.config
+    own = config.features
     settings = {**order.section("features", "classifier", "augment", "seed"), "device": order.device}
+    settings["features"] = {name: value for name, value in settings["features"].items() if name not in EXTRACTOR_KEYS}
     with order.stage(out, "features", settings, {"split": split.digest}) as work:
         if not work.done:
+            detectors = DEFECT_FOLDS if own.defect_steps else 0
+            order.progress.start("features", own.folds + 1 + detectors)
             batch = split.role("train")
-            fold = folds(batch.labels, config.features.folds, config.seed)
-            order.progress.start("features", config.features.folds + 1)
-            for number in range(-1, config.features.folds):
+            fold = folds(batch.labels, own.folds, config.seed)
+            for number in range(-1, own.folds):
                 rows = fold != number if number >= 0 else np.ones(len(batch), dtype=bool)
-                network = _judge_network(config, split.spec, config.seed + number + 1)
-                training.fit(
-                    network,
-                    [(batch.take(rows), network.config.batch_size)],
-                    steps=network.config.steps,
-                    seed=config.seed + number + 1,
-                    task="features of one network",
-                    progress=Silent(),
-                    device=order.device,
-                )
                 name = f"judge-{number}.safetensors" if number >= 0 else "extractor.safetensors"
-                work.write_bytes(name, _state(network.network))
-                order.progress.advance("features")
-    order.progress.finish("features", f"{config.features.folds + 1} networks on the train fold, {storage.seconds(out):.0f} s")
+                judge_network = _judge_network(config, split.spec, config.seed + number + 1)
+                work.write_bytes(name, _trained(order, judge_network, batch.take(rows)))
+            pool, fold = _detector_pool(split, config.seed)
+            for number in range(detectors):
+                detector = _detector(config, split.spec, number)
+                work.write_bytes(f"defects-{number}.safetensors", _trained(order, detector, pool.take(fold != number)))
+            if own.cache:
+                Judging(order, split, out).remember_real()
+    order.progress.finish(
+        "features", f"{own.folds + 1} networks on the train fold, a defect detector, {storage.seconds(out):.0f} s"
+    )
+
+
+def _trained(order: Order, module: Classifier | DefectDetector, batch: Batch) -> bytes:
+    """The network's weights after training on a batch."""
+    training.fit(
+        module,
+        [(batch, module.config.batch_size)],
+        steps=module.config.steps,
+        seed=module.seed,
+        task="features of one network",
+        progress=Silent(),
+        device=order.device,
+    )
+    order.progress.advance("features")
+    return save_tensors({name: tensor.contiguous() for name, tensor in module.network.state_dict().items()})
+
+
+def _detector_pool(split: Split, seed: int) -> tuple[Batch, np.ndarray]:
+    """All real images that the gate may see, without labels, and the half that each is in."""
+    pool = Batch.concatenate([split.role(role) for role in DETECTOR_ROLES])
+    plain = Batch(pool.images, np.zeros(len(pool), np.int64), pool.keys)
+    return plain, folds(plain.labels, DEFECT_FOLDS, seed)
 
 
 def folds(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
@@ -68,30 +109,43 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
     config = order.config
     batch, _, digest = load_candidates(candidates, split.spec, config)
     settings = {**order.section("gate", "features", "seed"), "device": order.device}
+    settings["features"] = {name: value for name, value in settings["features"].items() if name not in NEVER_CHANGE_A_BYTE}
     inputs = {"split": split.digest, "features": storage.folder_digest(networks), "candidates": digest}
+    if config.features.extractor != "domain":
+        inputs["extractor"] = extractors.check(config.features)
     with order.stage(out, f"gate {name}", settings, inputs) as work:
         if not work.done:
             order.progress.start(f"gate {name}", 4)
-            judging = _Judging(order, split, networks)
+            judging = Judging(order, split, networks)
             real = judging.real()
             order.progress.advance(f"gate {name}")
             evidence = judging.evidence(batch)
             order.progress.advance(f"gate {name}")
-            sifted = filters.sift(evidence, real, config.gate)
+            sifted = filters.sift(evidence, real, config.gate, config.seed, order.device)
+            planted = planted_recall(real, sifted.calibration, config.gate, judging.evidence, config.seed, order.device)
             order.progress.advance(f"gate {name}")
-            report = judge.judge(evidence, real, sifted, config.gate, split.spec.class_names, config.seed)
+            report = judge.judge(evidence, real, sifted, config.gate, split.spec.class_names, config.seed, planted)
             order.progress.advance(f"gate {name}")
             work.write_json("gate.json", report.to_json())
-            distance, nearest = nearest_shifted(batch.images, real.train.images, config.gate.search_px, config.gate.search_flip)
             keys = real.train.features.keys
             columns: dict[str, Any] = {"key": list(batch.keys), "label": batch.labels}
-            columns |= {signal: sifted.signals[signal] for signal in filters.FAMILIES}
-            columns |= {"nearest": [keys[int(i)] for i in nearest], "nearest_distance": distance.double().numpy()}
+            columns |= sifted.signals
+            columns |= {"nearest": [keys[int(i)] for i in sifted.nearest], "nearest_distance": sifted.nearest_distance}
             table.write(work.path("scores.parquet"), columns)
     report = load_gate(out)
     dropped = ", ".join(f"{reason} {count}" for reason, count in report.reason_counts().items()) or "none"
     line = f"{report.verdict}: {len(report.kept)} of {report.num_candidates} kept (dropped: {dropped})"
     order.progress.finish(f"gate {name}", f"{line}, {storage.seconds(out):.1f} s")
+
+
+def check_extractor(order: Order) -> None:
+    """Refuses to start without the extractor's weights or its devices.
+
+    Raises:
+        ConfigError: no such file, another sha256, a library or a GPU that isn't there.
+    """
+    extractors.check(order.config.features)
+    extraction.check_devices(order.device, order.config.features.devices)
 
 
 def check_sizes(order: Order, split: Split) -> None:
@@ -136,43 +190,67 @@ def load_gate(folder: Path) -> GateReport:
     return GateReport.from_json(storage.read_json(path), str(path))
 
 
-class _Judging:
+class Judging:
     """The gate's networks, loaded once, and what they say of images."""
 
     def __init__(self, order: Order, split: Split, networks: Path) -> None:
         config = order.config
         self.order, self.split = order, split
         self.judges = [
-            self._load(networks / f"judge-{number}.safetensors", config.seed + number + 1)
+            self._load(networks / f"judge-{number}.safetensors", _judge_network(config, split.spec, config.seed + number + 1))
             for number in range(config.features.folds)
         ]
-        self.extractor = FeatureLayer(self._load(networks / "extractor.safetensors", config.seed))
-        self.id = feature_metrics.extractor_id(self.extractor, f"domain {split.spec.name}")
+        self.detectors = [
+            self._load(networks / f"defects-{number}.safetensors", _detector(config, split.spec, number))
+            for number in range(DEFECT_FOLDS if config.features.defect_steps else 0)
+        ]
+        if config.features.extractor == "domain":
+            network = self._load(networks / "extractor.safetensors", _judge_network(config, split.spec, config.seed))
+            self.extractor = extractors.domain(FeatureLayer(network), f"domain {split.spec.name}")
+        else:
+            self.extractor = extractors.load(config.features)
+        self.cache = networks.parent / CACHE if config.features.cache else None
         self.fold = folds(split.role("train").labels, config.features.folds, config.seed)
+        pool, halves = _detector_pool(split, config.seed)
+        self.half = dict(zip(pool.keys, halves.tolist(), strict=True))
 
-    def _load(self, path: Path, seed: int) -> Any:
-        module = _judge_network(self.order.config, self.split.spec, seed)
+    def _load(self, path: Path, module: Any) -> Any:
         module.network.load_state_dict(load_tensors(path.read_bytes()))
         return module.network.eval().to(self.order.device)
 
     def features(self, batch: Batch) -> FeatureSet:
-        return feature_metrics.extract(self.extractor, [batch], self.id, self.order.device)
+        """Features under the chosen extractor, from the cache where they are in it."""
+        devices = self.order.config.features.devices
+        return extraction.feature_set(self.extractor, batch, self.order.device, devices, self.cache, self._note)
 
-    def evidence(self, batch: Batch, out_of_fold: bool = False) -> filters.Evidence:
-        """Features and class probabilities; of train images from the networks that were blind to them."""
-        each = np.stack([probabilities(network, batch.images, self.order.device) for network in self.judges])
-        judged = each[self.fold, np.arange(len(batch))] if out_of_fold else each.mean(0)
-        return filters.Evidence(batch.images, self.features(batch), judged)
+    def _note(self, line: str) -> None:
+        self.order.progress.finish("features cache", line)
 
-    def real(self) -> filters.Real:
+    def remember_real(self) -> None:
+        """The real images' features into the cache, once for the candidates of all generators."""
+        for role in DETECTOR_ROLES:
+            self.features(self.split.role(role))
+        self.features(self.blurred())
+
+    def blurred(self) -> Batch:
+        """The reference images, blurred: what the bound on FID is read from."""
         reference = self.split.role("reference")
-        blurred = Batch(filters.blurred(reference.images), reference.labels, reference.keys)
-        return filters.Real(
-            train=self.evidence(self.split.role("train"), out_of_fold=True),
-            val=self.evidence(self.split.role("val")),
-            reference=self.evidence(reference),
-            blurred=self.features(blurred),
-        )
+        return Batch(blurred(reference.images), reference.labels, reference.keys)
+
+    def evidence(self, batch: Batch, role: str | None = None) -> Evidence:
+        """Everything that the gate looks at; of the real images of `role` by the networks that were blind to them."""
+        each = np.stack([probabilities(network, batch.images, self.order.device) for network in self.judges])
+        judged = each[self.fold, np.arange(len(batch))] if role == "train" else each.mean(0)
+        found = None
+        if self.detectors:
+            every = np.stack([margins(network, batch.images, self.order.device) for network in self.detectors])
+            blind = np.array([self.half[key] for key in batch.keys]) if role else None
+            found = every.mean(0) if blind is None else every[blind, np.arange(len(batch))]
+        return Evidence(batch.images, self.features(batch), judged, found)
+
+    def real(self) -> Real:
+        train, val, reference = (self.evidence(self.split.role(role), role) for role in DETECTOR_ROLES)
+        return Real(train, val, reference, self.features(self.blurred()))
 
 
 def _judge_network(config: RunConfig, spec: DatasetSpec, seed: int) -> Classifier:
@@ -181,5 +259,7 @@ def _judge_network(config: RunConfig, spec: DatasetSpec, seed: int) -> Classifie
     return Classifier(settings, spec, seed, config.augment, dim=own.dim)
 
 
-def _state(network: nn.Module) -> bytes:
-    return save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+def _detector(config: RunConfig, spec: DatasetSpec, number: int) -> DefectDetector:
+    own = config.features
+    size = {"width": own.width, "steps": own.defect_steps, "batch_size": own.defect_batch_size}
+    return DefectDetector(config.classifier.model_copy(update=size), spec, config.seed + 100 + number, config.augment)

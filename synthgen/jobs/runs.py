@@ -16,7 +16,7 @@ from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.exports import export
 from synthgen.jobs.gains import Contest, gain, select
-from synthgen.jobs.gates import check_judged, check_sizes, features, gate, load_gate
+from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
 from synthgen.jobs.generators import CANDIDATES, check_size, generate, train
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split, audit, open_or_make_split, write_config
@@ -74,6 +74,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
     """The whole factory: real images -> verdict. Returns what verdict.json holds."""
     config = order.config
     gain_arms.check_arms(config.gain.arms)
+    check_extractor(order)
     training.pick_device(config.device)
     with storage.lock(out), Pool(order.workers) as pool:
         audit(order, out)
@@ -109,6 +110,7 @@ def assess(
         judged: a finished gate folder for these candidates, if there is one.
     """
     gain_arms.check_arms(order.config.gain.arms)
+    check_extractor(order)
     if not candidates.exists():
         raise DataError(f"{candidates}: no such file or folder; --candidates takes a folder of images, an export, or a .tar")
     with storage.lock(out), Pool(order.workers) as pool:

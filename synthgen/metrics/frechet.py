@@ -9,6 +9,7 @@ from torch import Tensor
 
 from synthgen.errors import DataError
 from synthgen.metrics.features import Array, as_features, as_pair
+from synthgen.metrics.products import product
 from synthgen.shapes import Float
 
 CHUNK = 8192
@@ -18,7 +19,7 @@ NARROW = 256
 """Dimensions up to which all is float64: there it costs next to nothing."""
 
 BLOCK = 256
-"""Columns of a block of the scatter matrix, of which only the upper half is computed."""
+"""Columns of a block of a symmetric matrix, of which only the lower half is computed."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class Moments:
         shift = x[:CHUNK].mean(dim=0, dtype=torch.float64).to(x.dtype)
         total = torch.zeros(d, dtype=torch.float64, device=x.device)
         scatter = torch.zeros((d, d), dtype=torch.float64, device=x.device)
-        centred = torch.empty_like(x[:CHUNK])
         for rows in x.split(CHUNK):
-            z = torch.sub(rows, shift, out=centred[: len(rows)])
+            z = rows.T.clone(memory_format=torch.contiguous_format).sub_(shift[:, None])
             z = z.double() if wide else z
-            total += z.sum(dim=0)
-            _add_product(scatter, z)
-        scatter = scatter.triu() + scatter.triu(1).T
+            total += z.sum(dim=1)
+            for start in range(0, d, BLOCK):
+                scatter[start:, start : start + BLOCK] += product(z[start:], z[start : start + BLOCK])
+        scatter = scatter.tril() + scatter.tril(-1).T
         return Moments(n, shift + total / n, scatter.sub_(torch.outer(total, total / n)))
 
     def merge(self, other: Moments) -> Moments:
@@ -102,7 +103,7 @@ def frechet_distance(real: Float[Array, "n d"], synthetic: Float[Array, "m d"]) 
         factor, trace = many_rows.T, many_rows.square().sum()
     else:
         moments = Moments.of(many)
-        many_mean, factor, trace = moments.mean, _factor(moments.covariance), moments.covariance.trace()
+        many_mean, factor, trace = moments.mean, _factor(moments.covariance)[0], moments.covariance.trace()
     traces = (few_rows.square().sum() + trace).item()
     return _distance(few_mean - many_mean, traces, torch.linalg.svdvals(few_rows @ factor).sum().item())
 
@@ -119,8 +120,7 @@ def frechet_distance_of(real: Moments, synthetic: Moments) -> float:
     if len(real.mean) != len(synthetic.mean):
         raise DataError(f"fid: moments of {len(real.mean)} and of {len(synthetic.mean)} dimensions: one extractor for both")
     a, b = real.covariance, synthetic.covariance
-    lower = _factor(a)
-    roots = torch.linalg.eigvalsh(lower.T @ b @ lower).clamp_(min=0).sqrt_()
+    roots = torch.linalg.eigvalsh(_projected(b, *_factor(a))).clamp_(min=0).sqrt_()
     return _distance(real.mean - synthetic.mean, (a.trace() + b.trace()).item(), roots.sum().item())
 
 
@@ -136,17 +136,25 @@ def _distance(shift: Float[Tensor, " d"], traces: float, root: float) -> float:
     return 0.0 if -1e-6 * traces < distance < 0 else distance
 
 
-def _add_product(scatter: Float[Tensor, "d d"], z: Float[Tensor, "n d"]) -> None:
-    """Adds z' z to the upper blocks of `scatter`, with the product in z's precision."""
-    for start in range(0, z.shape[1], BLOCK):
-        scatter[start : start + BLOCK, start:] += z[:, start : start + BLOCK].T @ z[:, start:]
-
-
-def _factor(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """F with F F' = S: Cholesky, or (dead features, n <= d) the symmetric root."""
+def _factor(covariance: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], bool]:
+    """F with F F' = S, and whether it is lower triangular: Cholesky, or (dead features, n <= d) the symmetric root."""
     jitter = 1e-14 * covariance.diagonal().mean()
     lower, failed = torch.linalg.cholesky_ex(covariance + jitter * torch.eye(len(covariance), dtype=torch.float64).to(covariance))
     if not bool(failed):
-        return lower
+        return lower, True
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt()
+    return vectors * values.clamp(min=0).sqrt(), False
+
+
+def _projected(covariance: Float[Tensor, "d d"], factor: Float[Tensor, "d d"], triangular: bool) -> Float[Tensor, "d d"]:
+    """The lower half of F' S F; of a triangular F the zeros are left out of both products."""
+    if not triangular:
+        return factor.T @ covariance @ factor
+    right, out = torch.empty_like(covariance), torch.zeros_like(covariance)
+    for start in range(0, len(covariance), BLOCK):
+        columns = slice(start, start + BLOCK)
+        right[:, columns] = covariance[:, start:] @ factor[start:, columns]
+    for start in range(0, len(covariance), BLOCK):
+        rows = slice(start, start + BLOCK)
+        out[rows, : start + BLOCK] = factor[start:, rows].T @ right[start:, : start + BLOCK]
+    return out

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from synthgen.errors import ConfigError, DataError
 from synthgen.metrics.features import Array, as_pair
+from synthgen.metrics.products import product
 from synthgen.metrics.subsets import Subsets
 from synthgen.shapes import Float
 
@@ -240,7 +241,7 @@ def _rbf_sum(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], centre: Float[Ten
     """Sum of k - 1 over all pairs: the ones cancel between the terms of MMD^2, and k - 1 keeps a float32's digits."""
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for rows, columns, u, v, weight in _tiles(x, y, centre):
-        tile = (u @ v.T).mul_(2 * rate)
+        tile = product(u, v).mul_(2 * rate)
         tile.sub_(u.square().sum(dim=1)[:, None], alpha=rate).sub_(v.square().sum(dim=1)[None, :], alpha=rate)
         tile = tile.clamp_(max=0).expm1_()
         if x is y and rows == columns:
@@ -321,7 +322,7 @@ def _tiled(x: _Side, y: _Side, centre: Float[Tensor, " d"], degree: int, gamma: 
         return 0.0
     a, b = x.affine.to(centre.dtype), y.affine.to(centre.dtype)
     for rows, columns, u, v, weight in _tiles(x.rows, y.rows, centre):
-        t = (u @ v.T).mul_(gamma)
+        t = product(u, v).mul_(gamma)
         tile = _remainder(t, a[rows, None] + b[None, columns], degree)
         if x is y and rows == columns:
             tile.fill_diagonal_(0)
@@ -366,5 +367,5 @@ def _product(u: Float[Tensor, "r n"], v: Float[Tensor, "s n"], weight: Float[Ten
     size = _chunk(u)
     for start in range(0, u.shape[1], size):
         part = slice(start, start + size)
-        total += (u[:, part] if weight is None else u[:, part] * weight[part]) @ v[:, part].T
+        total += product(u[:, part] if weight is None else u[:, part] * weight[part], v[:, part])
     return total

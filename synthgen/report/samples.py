@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,10 +163,10 @@ def worst_offenders(generator: GeneratorEvidence, candidates: Batch, sheets: She
     return blocks
 
 
-def _signal_of(reason: str, signals: Iterable[str]) -> str:
+def _signal_of(reason: str, signals: Collection[str]) -> str:
     """The signal that a reason speaks of: "off support" of `support`."""
     plain = reason.lower().replace("-", "_").replace(" ", "_")
-    return next((signal for signal in signals if signal.lower() in plain), plain)
+    return plain if plain in signals else next((signal for signal in signals if signal.lower() in plain), plain)
 
 
 def _said(generator: GeneratorEvidence, key: str, mark: str) -> str:

@@ -13,11 +13,12 @@ from torch import nn
 
 from synthgen.errors import DataError
 from synthgen.metrics import kernel, neighbours
+from synthgen.metrics.copies import duplicate_groups
 from synthgen.metrics.features import MICRO_BATCH, extract, extractor_id
 from synthgen.metrics.frechet import frechet_distance
 from synthgen.metrics.kernel import kid
 from synthgen.metrics.lowlevel import lowlevel
-from synthgen.metrics.neighbours import duplicate_groups, knn, nearest_shifted
+from synthgen.metrics.neighbours import knn
 from synthgen.metrics.prdc import prdc
 from synthgen.types import Batch
 
@@ -130,54 +131,12 @@ def test_two_extractors_cannot_be_compared(unchecked: None, rng: np.random.Gener
         frechet_distance(rng.normal(size=(9, 4)), rng.normal(size=(9, 5)))
 
 
-# Copies and duplicates
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
-def test_copies_are_near_however_they_are_moved(rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
-    train = pictures(rng, 30, shape)
-    train = np.repeat(np.repeat(train[..., ::2, ::2], 2, axis=-1), 2, axis=-2)  # as smooth as a picture
-    exact, moved = train[[3, 4, 5]], np.roll(train[[6, 7]], (1, -1), axis=(2, 3))
-    mirrored, other = train[[8, 9]][..., ::-1].copy(), np.roll(train[[10]], 2, axis=0) // 2 + 60
-    queries = np.concatenate([exact, moved, mirrored, other])
-    distance, row = nearest_shifted(queries, train, search_px=1, flip=True)
-    assert row[:7].tolist() == [3, 4, 5, 6, 7, 8, 9]
-    assert (distance[:3] == 0).all()
-    assert distance[3:7].max() < 0.6 * distance[7]
-    unsearched, _ = nearest_shifted(queries, train, search_px=0, flip=False)
-    assert unsearched[:3].max() == 0
-    assert unsearched[3:7].min() > distance[3:7].max()
-
-
-def test_copies_are_the_same_for_uint8_and_float(rng: np.random.Generator) -> None:
-    train = pictures(rng, 10)
-    queries = train[:3]
-    expected, rows = nearest_shifted(queries, train, 1, True)
-    found, found_rows = nearest_shifted(queries.astype(np.float32) / 255, train.astype(np.float32) / 255, 1, True)
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert torch.equal(rows, found_rows)
-
-
-def test_duplicates_stand_behind_the_best_of_their_group(rng: np.random.Generator) -> None:
-    images = pictures(rng, 600)
-    images[100], images[550] = images[3], images[3]
-    images[7] = np.clip(images[3].astype(int) + 2, 0, 255)
-    reach = np.full(600, 0.02)
-    leaders = duplicate_groups(images, reach)
-    assert leaders[[100, 550, 7]].tolist() == [3, 3, 3]
-    assert (leaders == torch.arange(600)).sum() == 597
-    order = np.r_[550, np.delete(np.arange(600), 550)]
-    assert duplicate_groups(images, reach, order)[[3, 7, 100, 550]].tolist() == [550] * 4
+# Duplicates
 
 
 def test_equal_images_are_duplicates_at_any_reach(rng: np.random.Generator) -> None:
     images = np.repeat(pictures(rng, 3), 4, axis=0)
     assert duplicate_groups(images, np.zeros(12)).tolist() == [0] * 4 + [4] * 4 + [8] * 4
-
-
-def test_pictures_of_other_sizes_are_refused(unchecked: None, rng: np.random.Generator) -> None:
-    with pytest.raises(DataError, match=r"\(1, 8, 8\).*\(1, 9, 9\)"):
-        nearest_shifted(pictures(rng, 2), pictures(rng, 2, (1, 9, 9)), 1, True)
 
 
 # Features

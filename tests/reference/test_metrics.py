@@ -11,10 +11,11 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 from torch import nn
 
+from synthgen.metrics.copies import expected_nearest
 from synthgen.metrics.frechet import frechet_distance
 from synthgen.metrics.kernel import kid
 from synthgen.metrics.lowlevel import NAMES, lowlevel
-from synthgen.metrics.neighbours import expected_nearest, knn
+from synthgen.metrics.neighbours import knn
 from synthgen.metrics.prdc import prdc
 
 
