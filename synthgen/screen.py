@@ -169,6 +169,8 @@ def show_gate(report: Any, folder: str) -> None:
     )
     for reason in report.reasons:
         console.print(f"  - {escape(reason)}")
+    for notice in report.notices:
+        console.print(f"  noticed: {escape(notice)}")
     console.print(f"gate:    {escape(folder)}/gate/gate.json")
 
 

@@ -244,6 +244,7 @@ class GateReport(Record):
     Attributes:
         verdict: accept, reject or insufficient evidence.
         reasons: one sentence each, in plain words; why it isn't an accept, or what was checked.
+        notices: one sentence each: what is beyond chance though it breaks no limit.
         metrics: set-level figures with their real-against-real reference.
         classes: each class by itself.
         planted: recall of the per-sample checks on planted copies and defects.
@@ -260,6 +261,7 @@ class GateReport(Record):
 
     verdict: GateDecision
     reasons: tuple[str, ...]
+    notices: tuple[str, ...]
     metrics: tuple[Metric, ...]
     classes: tuple[ClassFidelity, ...]
     planted: tuple[Planted, ...]
@@ -275,6 +277,7 @@ class GateReport(Record):
     def _revive(cls, given: dict[str, Any]) -> dict[str, Any]:
         return given | {
             "reasons": tuple(given["reasons"]),
+            "notices": tuple(given["notices"]),
             "metrics": tuple(Metric(**m) for m in given["metrics"]),
             "classes": tuple(ClassFidelity(**c) for c in given["classes"]),
             "planted": tuple(Planted(**p) for p in given["planted"]),

@@ -4,7 +4,8 @@
 
 Digits: 50 labelled train images, 50 val, 300 unlabelled reference ones. CIFAR-10 (Parquet, looked for in $SYNTHGEN_DATA
 and ../shared/data): 5,000 train, 1,000 val, 4,000 labelled reference images. Real images that nobody saw play the
-generator. A defect passes unseen if the set is accepted and less than 90% of the planted samples are dropped.
+generator. A defect passes unseen if the set is accepted, less than 90% of the planted samples are dropped, and the report notices
+nothing beyond chance.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ SETTINGS = {
         "cifar10-2k",
         [
             *("split.train=5000", "split.val=1000", "split.reference=4000", "split.reference_labelled=true", "split.test=10000"),
-            *("features.width=24", "features.steps=1200", "features.folds=3", "features.dim=64", "classifier.batch_size=64"),
+            *("features.width=16", "features.steps=900", "features.folds=2", "features.dim=64", "classifier.batch_size=64"),
+            *("features.defect_steps=600", "features.defect_batch_size=32", "gate.splits=20"),
         ],
     ),
 }
@@ -154,8 +156,8 @@ def show(data: str, runs: list[dict]) -> None:
     print("| planted in real images | kind | found | by |\n|---|---|---|---|")
     for rows in zip(*(r["planted"] for r in runs), strict=True):
         print(f"| {rows[0]['name']} | {rows[0]['kind']} | {mean(p['found'] for p in rows):.2f} | {reasons(rows)} |")
-    print("\n| candidates | planted | verdict | kept | planted dropped | good dropped | reasons | set rejected by |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("\n| candidates | planted | verdict | kept | planted dropped | good dropped | reasons | set rejected by | noticed |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for rows in zip(*(r["answers"] for r in runs), strict=True):
         first = rows[0]
         verdicts = {v: sum(a["verdict"] == v for a in rows) for v in ("accept", "reject", "insufficient evidence")}
@@ -169,7 +171,8 @@ def show(data: str, runs: list[dict]) -> None:
             share(rows, "found"),
             share(rows, "good_dropped"),
             reasons(rows),
-            ", ".join(broken),
+            ", ".join(broken) if len(broken) < 8 else "all classes empty",
+            f"{mean(bool(a['notices']) for a in rows):.0%}",
         ]
         print(f"| {' | '.join(cells)} |")
     families = list(runs[0]["answers"][0]["auroc"] or next(a["auroc"] for a in runs[0]["answers"] if a["auroc"]))

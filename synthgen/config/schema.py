@@ -246,6 +246,11 @@ class GateConfig(Section):
     max_defect: float = Field(
         0.3, gt=0, le=1, description="largest excess FID: that of a real set of which this share is blurred"
     )
+    max_shift: Share = Field(
+        0.5,
+        description="largest shift of the kept samples in support and defect score (Somers' D): that of a set of which this "
+        "share is plainly defective and the rest is real",
+    )
     min_recall: Share = Field(0.8, description="lowest recall, as a share of real against real")
     min_coverage: Share = Field(0.8, description="lowest coverage, as a share of real against real")
     min_precision: Share = Field(0.8, description="lowest precision, as a share of real against real")

@@ -12,28 +12,43 @@ import numpy as np
 from synthgen.config.schema import GateConfig
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.filters import Sifted
+from synthgen.gate.intervals import share_difference, somers_d, wilson
 from synthgen.gate.signals import COPY_REASONS, FAMILIES, is_bad
 from synthgen.metrics.diversity import vendi
 from synthgen.metrics.frechet import frechet_distance
 from synthgen.metrics.kernel import kid, mmd_rbf
+from synthgen.metrics.pixels import principal_components
 from synthgen.metrics.prdc import prdc
 from synthgen.randomness import stream
 from synthgen.shapes import Float, Int64
 from synthgen.types import UNLABELLED, ClassFidelity, GateDecision, GateReport, Metric, Planted
 
-LIMITED = ("copy_share", "label_agreement", "kept_share", "fid", "class_conditional_fid", "precision", "recall", "coverage")
+LIMITED = (
+    *("copy_share", "label_agreement", "kept_share", "fid", "class_conditional_fid", "precision", "recall", "coverage"),
+    *("pixel_recall", "pixel_coverage", "defect_shift", "support_shift"),
+)
 """Metrics with a limit of their own, the weightiest first; the others are shown, unless `gate.bounds` names them."""
 
-NEEDED = tuple(name for name in LIMITED if name != "class_conditional_fid")
+NEEDED = ("copy_share", "label_agreement", "kept_share", "fid", "precision", "recall", "coverage")
 """Metrics without which a set can't be accepted. (Class-conditional FID needs labelled reference images.)"""
 
-OF_FEATURES = ("fid", "kid", "mmd", "precision", "recall", "density", "coverage", "vendi")
+OF_FEATURES = ("fid", "kid", "mmd", "precision", "recall", "density", "coverage", "vendi", "pixel_recall", "pixel_coverage")
+"""Metrics that are read on splits; the last two on principal components of the pixels, which no network has learnt."""
 
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "vendi", "label_agreement", "kept_share")
+HIGHER_IS_BETTER = (
+    *("precision", "recall", "density", "coverage", "vendi", "pixel_recall", "pixel_coverage", "label_agreement", "kept_share"),
+)
+
+SHIFTING = ("support", "low_level", "defect")
+"""Families whose signals a whole set may be shifted in. (Of low-level statistics the shift is shown only: they also
+tell what may not matter, such as a background of 1 in place of 0.)"""
 
 CLASS_METRICS = ("fid", "precision", "recall", "coverage")
 
 SHOWN = "shown only"
+
+NOTICED = 4
+"""Spreads of real against real from which a metric is mentioned though it keeps its limit."""
 
 MAX_SETS = 4
 """Most sets of candidates that are read against one half of the reference: they share its noise, so more hardly help."""
@@ -83,6 +98,7 @@ def judge(
     metrics = (
         *_feature_metrics(candidates, real, sifted.kept, config, seed),
         class_conditional,
+        *_shifts(sifted, config),
         _label_agreement(candidates, real, config),
         _copy_share(sifted, config),
         _kept_share(sifted, config),
@@ -96,6 +112,7 @@ def judge(
         verdict = "reject"
     report = GateReport(
         verdict=verdict,
+        notices=(*_dropped_often(sifted), *_beyond_chance(metrics)),
         reasons=(),
         metrics=metrics,
         classes=classes,
@@ -181,15 +198,18 @@ def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config:
         )
         return [_refused(name, n, note) for name in OF_FEATURES]
     reference, synthetic, blurred = (f.features for f in (real.reference.features, candidates.features, real.blurred))
+    plain, plain_synthetic = (principal_components(e.images, real.reference.images).numpy() for e in (real.reference, candidates))
+    k = config.neighbours
     scores = np.empty((config.splits, 2, len(OF_FEATURES)))
     defect = np.empty(config.splits)
     for i, split in enumerate(splits):
         a, b = reference[split.a], reference[split.b]
-        scores[i, 0] = _score(a, b, config.neighbours)
-        scores[i, 1] = np.mean([_score(a, synthetic[c], config.neighbours) for c in split.c], axis=0)
+        scores[i, 0] = _score(a, b, plain[split.a], plain[split.b], k)
+        scores[i, 1] = np.mean([_score(a, synthetic[c], plain[split.a], plain_synthetic[c], k) for c in split.c], axis=0)
         defect[i] = frechet_distance(a, _partly(b, blurred[split.b], config.max_defect)) - scores[i, 0, 0]
     limits = {"fid": _yardstick(defect, scores[:, 0, 0], config)}
-    for name, share in (("precision", config.min_precision), ("recall", config.min_recall), ("coverage", config.min_coverage)):
+    least = {"precision": config.min_precision, "recall": config.min_recall, "coverage": config.min_coverage}
+    for name, share in (least | {f"pixel_{name}": least[name] for name in ("recall", "coverage")}).items():
         floor = float(scores[:, 0, OF_FEATURES.index(name)].mean())
         limits[name] = (-(1 - share) * floor, f"at least {share:.0%} of real against real")
     return [
@@ -198,8 +218,12 @@ def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config:
     ]
 
 
-def _score(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], k: int) -> tuple[float, ...]:
-    return frechet_distance(x, y), kid(x, y), mmd_rbf(x, y), *prdc(x, y, k), vendi(y)
+def _score(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], u: Float[np.ndarray, "n e"], v: Float[np.ndarray, "m e"], k: int
+) -> tuple[float, ...]:
+    """`OF_FEATURES` of features x and y, and of the pixels' components u and v of the same images."""
+    plain = prdc(u, v, k)
+    return frechet_distance(x, y), kid(x, y), mmd_rbf(x, y), *prdc(x, y, k), vendi(y), plain.recall, plain.coverage
 
 
 def _partly(real: Float[np.ndarray, "n d"], defective: Float[np.ndarray, "n d"], share: float) -> Float[np.ndarray, "n d"]:
@@ -219,7 +243,7 @@ def _yardstick(defect: Float[np.ndarray, " s"], null: Float[np.ndarray, " s"], c
 
 def _bounded(name: str, limit: tuple[float | None, str], reference: float, config: GateConfig) -> tuple[float | None, str]:
     """The stricter of a limit on the excess and the user's own bound on the value."""
-    bound = getattr(config.bounds, name)
+    bound = getattr(config.bounds, name, None)
     if bound is None:
         return limit
     higher = name in HIGHER_IS_BETTER
@@ -287,7 +311,7 @@ def _label_agreement(candidates: Evidence, real: Real, config: GateConfig) -> Me
     """Share of all candidates whose label the judge agrees with, against the same of images it wasn't trained on."""
     agreed = _agreement(candidates)
     held_out = np.concatenate([_agreement(e) for e in (real.train, real.val, real.reference)])
-    low, high = _difference_interval(agreed, held_out)
+    low, high = share_difference(agreed, held_out)
     reference = held_out.mean()
     limit, note = -(1 - config.min_agreement) * reference, f"at least {config.min_agreement:.0%} of that of held-out real images"
     spread = math.sqrt(reference * (1 - reference) * (1 / len(agreed) + 1 / len(held_out)))
@@ -329,6 +353,29 @@ def _share(name: str, hits: np.ndarray, reference: float, bound: float, note: st
     low, high = wilson(int(hits.sum()), n)
     spread = math.sqrt(reference * (1 - reference) / n)
     return _metric(name, value, reference, low - reference, high - reference, spread, n, bound - reference, note)
+
+
+def _shifts(sifted: Sifted, config: GateConfig) -> list[Metric]:
+    """How far the kept samples as a whole lie above held-out real images in the signals of quality: Somers' D, in -1 to 1.
+
+    D = 2 AUROC - 1 is the share of the set that would have to be plainly defective, and the rest as real images, to make
+    the same AUROC. It sees what every sample has a little of, such as faint noise, and no single one enough of.
+    """
+    metrics = []
+    for family in (name for name in SHIFTING if name in sifted.signals):
+        name, held_out = f"{family}_shift", sifted.calibration.null[family]
+        kept = sifted.signals[family][sifted.kept]
+        n = min(len(kept), len(held_out))
+        if n < MIN_SIDE:
+            note = f"refused: {len(kept)} kept candidates against {len(held_out)} real images, at least {MIN_SIDE} are needed"
+            metrics.append(_refused(name, n, note))
+            continue
+        d, error = somers_d(kept, held_out)
+        spread = math.sqrt((1 / len(kept) + 1 / len(held_out)) / 3)  # of D between two draws of one distribution
+        words = f"at most that of a set of which {config.max_shift:.0%} is plainly defective"
+        limit, note = (config.max_shift, words) if name in LIMITED else (None, SHOWN)
+        metrics.append(_metric(name, d, 0.0, d - 1.96 * error, d + 1.96 * error, spread, len(kept), limit, note))
+    return metrics
 
 
 def _thin_classes(classes: tuple[ClassFidelity, ...], config: GateConfig) -> tuple[str, ...]:
@@ -390,6 +437,32 @@ def _reasons(report: GateReport, thin: tuple[str, ...]) -> list[str]:
     return sentences
 
 
+def _dropped_often(sifted: Sifted) -> list[str]:
+    """A sentence for each reason for which clearly more candidates were dropped than real images would be."""
+    told = []
+    for name, family in FAMILIES.items():
+        hits = sum(family.reason in reasons for reasons in sifted.reasons.values())
+        expected = sifted.calibration.alphas.get(name, 1.0)
+        if wilson(hits, len(sifted.kept))[0] > 2 * expected:
+            share = hits / len(sifted.kept)
+            told.append(
+                f"{share:.1%} of the candidates were dropped as {family.reason!r}, {expected:.1%} of real images would be"
+            )
+    return told
+
+
+def _beyond_chance(metrics: Sequence[Metric]) -> list[str]:
+    """A sentence for each metric that keeps its limit, or has none, and is worse than real images beyond chance."""
+    told = []
+    for m in metrics:
+        if m.value is None or m.low is None or m.high is None or m.verdict == "reject" or m.name in ("copy_share", "kept_share"):
+            continue
+        worse = m.high < 0 if m.name in HIGHER_IS_BETTER else m.low > 0
+        if worse and m.z is not None and abs(m.z) > NOTICED:
+            told.append(f"{m.name} is {m.value:.3g} against {m.reference:.3g} for real images (z {m.z:+.1f}), more than chance")
+    return told
+
+
 def _sentence(metric: Metric) -> str:
     assert metric.value is not None
     assert metric.limit is not None
@@ -398,25 +471,3 @@ def _sentence(metric: Metric) -> str:
         f"{metric.name} is {metric.value:.3g} against {metric.reference:.3g} for real images, which {words} ({metric.note}): "
         f"excess {metric.excess:+.3g}, 95% interval {metric.low:+.3g} to {metric.high:+.3g}, limit {metric.limit:+.3g}"
     )
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927).
-
-    >>> tuple(round(x, 4) for x in wilson(0, 100))
-    (0.0, 0.037)
-    """
-    if n == 0:
-        return 0.0, 1.0
-    z2 = 1.96**2
-    p = hits / n
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = 1.96 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _difference_interval(hits: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """95% interval of the difference of two shares (Newcombe 1998, method 10)."""
-    p, q = hits.mean(), reference.mean()
-    (p_low, p_high), (q_low, q_high) = (wilson(int(x.sum()), len(x)) for x in (hits, reference))
-    return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)

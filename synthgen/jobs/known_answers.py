@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from synthgen.config.schema import GateConfig
-from synthgen.data.planted import COPIES, DEFECTS
+from synthgen.data.planted import COPIES, DEFECTS, noisy
 from synthgen.gate import filters, judge, signals
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.metrics.copies import nearest_other
@@ -41,6 +41,7 @@ class Answer:
         good_dropped: share of the others that was dropped, None if there are none.
         reasons: reason -> share of the planted samples (of all, if share is 0) dropped for it.
         broken: metrics and classes that reject the set.
+        notices: what the report says beside its verdict.
         auroc: family -> area under the ROC curve, planted against good; empty where either is missing.
     """
 
@@ -53,12 +54,13 @@ class Answer:
     good_dropped: float | None
     reasons: dict[str, float]
     broken: tuple[str, ...]
+    notices: tuple[str, ...]
     auroc: dict[str, float]
 
     @property
     def seen(self) -> bool:
-        """Whether the defect was noticed: the set isn't accepted, or nearly all planted samples are gone."""
-        return self.verdict != "accept" or (self.found is not None and self.found >= 0.9)
+        """Whether it was seen: the set isn't accepted, nearly all planted samples are gone, or the report notices something."""
+        return self.verdict != "accept" or (self.found is not None and self.found >= 0.9) or bool(self.notices)
 
 
 @dataclass(frozen=True)
@@ -192,11 +194,10 @@ class KnownAnswers:
         for share in SHARES:
             num = round(share * n)
             order = stream(self.seed, f"known answers duplicates {share}").permutation(n)
-            others, extra = order[num:], order[num : 2 * num] if 2 * num <= n else order[n - num :]
-            noisy = DEFECTS["noise .05"](self.unseen.images[extra], stream(self.seed, "noise of duplicates")) // 2
-            images = noisy + (self.unseen.images[extra] - self.unseen.images[extra] // 2)  # half the noise: sd .025
+            others, extra = order[num:], order[num : 2 * num]
+            images = noisy(self.unseen.images[extra], stream(self.seed, "noise of duplicates"), 0.025)
             both = joined(self._pool_of(images, self.unseen.labels[extra]), self.good.take(others, "good"))
-            yield self.answer("duplicates in the set", both, num)
+            yield self.answer("duplicates in the set", both, num, partners=np.arange(num, num + len(extra)))
 
     def narrowed(self) -> Iterator[tuple[str, np.ndarray]]:
         """Sets of good images that leave something out: name and rows."""
@@ -216,11 +217,18 @@ class KnownAnswers:
         yield "the quarter nearest the class mean", np.concatenate(central)
         yield "a mode dropped: half of each class along its main axis", np.concatenate(one_sided)
 
-    def answer(self, name: str, pool: Pool, num_planted: int) -> Answer:
-        """What the gate says of a set whose first `num_planted` samples are planted."""
+    def answer(self, name: str, pool: Pool, num_planted: int, partners: np.ndarray | None = None) -> Answer:
+        """What the gate says of a set whose first `num_planted` samples are planted.
+
+        Of a planted duplicate and its partner either may go: it counts as found if one of them is dropped.
+        """
         report, valid = self.verdict(pool)
         n = len(pool.evidence)
         planted = np.arange(n) < num_planted
+        good = ~planted
+        gone = ~valid[planted]
+        if partners is not None:
+            gone, good[partners] = gone | ~valid[partners], False
         counted = planted if num_planted else np.ones(n, dtype=bool)
         reasons: dict[str, float] = {}
         for row in np.flatnonzero(counted & ~valid):
@@ -234,10 +242,11 @@ class KnownAnswers:
             n,
             report.verdict,
             float(valid.mean()),
-            float(1 - valid[planted].mean()) if num_planted else None,
-            float(1 - valid[~planted].mean()) if num_planted < n else None,
+            float(gone.mean()) if num_planted else None,
+            float(1 - valid[good].mean()) if good.any() else None,
             dict(sorted(reasons.items(), key=lambda item: -item[1])),
             tuple(broken),
+            report.notices,
             self.auroc(pool, planted) if 0 < num_planted < n else {},
         )
 
