@@ -11,8 +11,8 @@ against float64 references computed another way: relative for FID and KID, the l
 figures for precision, recall, density and coverage (k = 5). The peers (`peers.txt`) run in an environment of their own,
 made with `python -m venv` and pip in `--env` (kept) or in a temporary folder; ours runs in this interpreter.
 
-The bound is the time that the arithmetic needed takes at the peak of torch's own matrix product, measured in the same
-run with one thread: the share of the bound is bound / seconds. Operations needed, each a multiplication or an addition:
+The bound is the time that the arithmetic needed takes at the peak of the machine's matrix product (the faster of torch.mm
+and oneDNN's, see `synthgen.metrics.products`), measured in the same run with one thread: the share of the bound is bound / seconds. Operations needed, each a multiplication or an addition:
 
     fid, n > d    moments (n + m) d^2 in float32, one triangle of each; in float64: Cholesky d^3 / 3, L' S L as two
                   triangular products 2 d^3, its reduction to tridiagonal form 4 d^3 / 3
@@ -372,7 +372,11 @@ def show(result: dict) -> None:
         for aim in case["targets"]:
             verdict = "met" if aim["met"] else f"missed by {aim['missed_by']:.0%}"
             print(f"| {case['case']} | {aim['target']} ({aim['limit']:g}) | {aim['found']:.3g} | {verdict} |")
-    peaks = {name: max(case["peak_flops"][name] for case in found) / 1e9 for name in ("float32", "float64")} if found else {}
+    peaks = (
+        {name: max(case["peak_flops"][name] for case in found) / 1e9 for name in ("float32", "torch.mm", "float64")}
+        if found
+        else {}
+    )
     print("\nGEMM peak, one thread of the CPU or the GPU: " + ", ".join(f"{name} {gf:.0f} GFLOP/s" for name, gf in peaks.items()))
 
 
