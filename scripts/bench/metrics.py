@@ -12,7 +12,8 @@ figures for precision, recall, density and coverage (k = 5). The peers (`peers.t
 made with `python -m venv` and pip in `--env` (kept) or in a temporary folder; ours runs in this interpreter.
 
 The bound is the time that the arithmetic needed takes at the peak of the machine's matrix product (the faster of torch.mm
-and oneDNN's, see `synthgen.metrics.products`), measured in the same run with one thread: the share of the bound is bound / seconds. Operations needed, each a multiplication or an addition:
+and oneDNN's, see `synthgen.metrics.products`), measured in the same run with one thread; the share of the bound is
+bound / seconds. Operations needed, each a multiplication or an addition:
 
     fid, n > d    moments (n + m) d^2 in float32, one triangle of each; in float64: Cholesky d^3 / 3, L' S L as two
                   triangular products 2 d^3, its reduction to tridiagonal form 4 d^3 / 3

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from synthgen.config.schema import GateConfig
 from synthgen.gate.evidence import Evidence, Real
@@ -16,7 +17,7 @@ from synthgen.gate.intervals import share_difference, somers_d, wilson
 from synthgen.gate.signals import COPY_REASONS, FAMILIES, is_bad
 from synthgen.metrics.diversity import vendi
 from synthgen.metrics.frechet import frechet_distance
-from synthgen.metrics.kernel import kid, mmd_rbf
+from synthgen.metrics.kernel import kid, median_distance, mmd_rbf
 from synthgen.metrics.pixels import principal_components
 from synthgen.metrics.prdc import prdc
 from synthgen.randomness import stream
@@ -199,13 +200,13 @@ def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config:
         return [_refused(name, n, note) for name in OF_FEATURES]
     reference, synthetic, blurred = (f.features for f in (real.reference.features, candidates.features, real.blurred))
     plain, plain_synthetic = (principal_components(e.images, real.reference.images).numpy() for e in (real.reference, candidates))
-    k = config.neighbours
+    k, sigma = config.neighbours, median_distance(torch.from_numpy(reference)) or 1.0
     scores = np.empty((config.splits, 2, len(OF_FEATURES)))
     defect = np.empty(config.splits)
     for i, split in enumerate(splits):
         a, b = reference[split.a], reference[split.b]
-        scores[i, 0] = _score(a, b, plain[split.a], plain[split.b], k)
-        scores[i, 1] = np.mean([_score(a, synthetic[c], plain[split.a], plain_synthetic[c], k) for c in split.c], axis=0)
+        scores[i, 0] = _score(a, b, plain[split.a], plain[split.b], k, sigma)
+        scores[i, 1] = np.mean([_score(a, synthetic[c], plain[split.a], plain_synthetic[c], k, sigma) for c in split.c], axis=0)
         defect[i] = frechet_distance(a, _partly(b, blurred[split.b], config.max_defect)) - scores[i, 0, 0]
     limits = {"fid": _yardstick(defect, scores[:, 0, 0], config)}
     least = {"precision": config.min_precision, "recall": config.min_recall, "coverage": config.min_coverage}
@@ -219,11 +220,16 @@ def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config:
 
 
 def _score(
-    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], u: Float[np.ndarray, "n e"], v: Float[np.ndarray, "m e"], k: int
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "m d"],
+    u: Float[np.ndarray, "n e"],
+    v: Float[np.ndarray, "m e"],
+    k: int,
+    sigma: float,
 ) -> tuple[float, ...]:
     """`OF_FEATURES` of features x and y, and of the pixels' components u and v of the same images."""
     plain = prdc(u, v, k)
-    return frechet_distance(x, y), kid(x, y), mmd_rbf(x, y), *prdc(x, y, k), vendi(y), plain.recall, plain.coverage
+    return frechet_distance(x, y), kid(x, y), mmd_rbf(x, y, sigma), *prdc(x, y, k), vendi(y), plain.recall, plain.coverage
 
 
 def _partly(real: Float[np.ndarray, "n d"], defective: Float[np.ndarray, "n d"], share: float) -> Float[np.ndarray, "n d"]:

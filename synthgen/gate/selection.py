@@ -51,12 +51,14 @@ def select(
     quota = quotas(np.bincount(labels), config.budget)
     order = preference(candidates, rows, quota, reference, config, drawn)
 
+    sigma = median_distance(torch.from_numpy(reference.features.features)) or 1.0
+
     def figures(chosen: Int64[np.ndarray, " b"]) -> tuple[float, float, float]:
         real, features = reference.features.features, candidates.features.features[rows[chosen]]
         if min(len(real), len(features)) <= config.neighbours:
-            return mmd_rbf(real, features), 0.0, 0.0
+            return mmd_rbf(real, features, sigma), 0.0, 0.0
         found = prdc(real, features, config.neighbours)
-        return mmd_rbf(real, features), found.recall, found.coverage
+        return mmd_rbf(real, features, sigma), found.recall, found.coverage
 
     at_random = figures(fill(labels, quota, drawn, drawn, 1.0))
     for share in STEPS:
@@ -104,7 +106,7 @@ def herding(
     Cost O((m + b) n d) time for b rows and O(n) memory beside one tile.
     """
     x, y = torch.as_tensor(features).float(), torch.as_tensor(target).float()
-    gamma = 1 / (2 * median_distance(y) ** 2)
+    gamma = 1 / (2 * (median_distance(y) or 1.0) ** 2)
     centre = y.mean(dim=0)
     x, y = x - centre, y - centre
     norms = x.square().sum(dim=1)
