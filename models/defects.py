@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from synthgen import randomness
 from synthgen.config.schema import AugmentConfig, ClassifierConfig
 from synthgen.data.transforms import to_float, warp
-from synthgen.models.classifier import Block
+from synthgen.models.classifier import Block, one_cycle
 from synthgen.shapes import Bool, Float, Int64, UInt8
 from synthgen.types import DatasetSpec
 
@@ -99,10 +99,7 @@ class DefectDetector(pl.LightningModule):
         return (losses * weight).sum() / weight.sum()
 
     def configure_optimizers(self) -> Any:
-        c = self.config
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, c.lr, total_steps=c.steps + 1, pct_start=0.2)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(self.network, self.config)
 
 
 @torch.no_grad()

@@ -244,7 +244,7 @@ class GateReport(Record):
     Attributes:
         verdict: accept, reject or insufficient evidence.
         reasons: one sentence each, in plain words; why it isn't an accept, or what was checked.
-        notices: one sentence each: what is beyond chance though it breaks no limit.
+        notices: one sentence each: reasons that drop more than they would of real images, metrics worse than chance allows.
         metrics: set-level figures with their real-against-real reference.
         classes: each class by itself.
         planted: recall of the per-sample checks on planted copies and defects.
@@ -253,7 +253,7 @@ class GateReport(Record):
         real_dropped: share of held-out real images that the same per-sample thresholds would drop.
         num_candidates: how many were judged.
         kept: keys that passed, in their order.
-        dropped: key -> reasons (blur_or_noise, off_support, label, copy, duplicate, ...).
+        dropped: key -> reasons: off support, low-level, defect, label, copy, feature copy, duplicate, beyond the budget.
         extractor: id of the feature extractor.
     """
 

@@ -79,9 +79,9 @@ def judge(
     FID is lower in both columns than elsewhere, and KID of real against real falls below 0; the excess is what counts.
 
     A limit is a statement about real images (`GateConfig`); a user's own bound on a value counts beside it, the stricter
-    of the two. A metric accepts if its whole interval keeps the limit,
-    rejects if none of it does. The set is rejected if any limit is broken, accepted if all are kept, else there isn't
-    enough evidence. What isn't finite, or is computed on too few images, never accepts.
+    of the two. A metric accepts if its whole interval keeps the limit, rejects if none of it does. The set is rejected if
+    any limit is broken, accepted if all are kept, else there isn't enough evidence. What isn't finite, or is computed on
+    too few images, never accepts.
 
     Args:
         candidates: as given to `filters.sift`.
@@ -189,7 +189,7 @@ def _draw_in_mix(
 
 
 def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int) -> list[Metric]:
-    """FID, KID, MMD, precision, recall, density, coverage and Vendi score of the kept candidates."""
+    """`OF_FEATURES` of the kept candidates: distances, shares and diversity in features, recall and coverage in pixels."""
     splits = _draw_splits(candidates, real, kept, config, seed)
     n = len(splits[0].a)
     if n < MIN_SIDE:

@@ -1,4 +1,4 @@
-"""Candidates -> what the gate says of them, with networks trained on the train fold alone."""
+"""Candidates -> what the gate says of them, with networks trained on real images alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ NEVER_CHANGE_A_BYTE = ("path", "sha256", "cache", "devices")
 """Keys of `features` that no stage's fingerprint covers: the weights count as an input, wherever they lie."""
 EXTRACTOR_KEYS = (*NEVER_CHANGE_A_BYTE, "extractor", "size_px")
 """Keys of `features` that the networks don't depend on: another extractor needs no other judges."""
-
 
 DEFECT_FOLDS = 2
 """Networks of the defect detector, each blind to a half of the real images."""
