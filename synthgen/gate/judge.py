@@ -48,6 +48,9 @@ CLASS_METRICS = ("fid", "precision", "recall", "coverage")
 
 SHOWN = "shown only"
 
+CLASS_SPLITS = 20
+"""Most splits within a class: there are as many times more sets as there are classes."""
+
 NOTICED = 4
 """Spreads of real against real from which a metric is mentioned though it keeps its limit."""
 
@@ -105,7 +108,7 @@ def judge(
         _kept_share(sifted, config),
     )
     thin = _thin_classes(classes, config)
-    verdicts = {metric.verdict for metric in metrics if _decides(metric)}
+    verdicts = {metric.verdict for metric in metrics if _decides(metric, config)}
     verdict: GateDecision = "accept"
     if "insufficient evidence" in verdicts:
         verdict = "insufficient evidence"
@@ -126,12 +129,13 @@ def judge(
         dropped=dict(sifted.reasons),
         extractor=candidates.features.extractor,
     )
-    return replace(report, reasons=tuple(_reasons(report, thin)))
+    return replace(report, reasons=tuple(_reasons(report, thin, config)))
 
 
-def _decides(metric: Metric) -> bool:
-    """Whether the verdict depends on it: it has a limit, or it was refused and is needed."""
-    return metric.limit is not None or (metric.value is None and metric.name in NEEDED)
+def _decides(metric: Metric, config: GateConfig) -> bool:
+    """Whether the verdict depends on it: it has a limit, or it was refused and is needed or bounded by the user."""
+    wanted = metric.name in NEEDED or getattr(config.bounds, metric.name, None) is not None
+    return metric.limit is not None or (metric.value is None and wanted)
 
 
 class _Split(NamedTuple):
@@ -292,8 +296,9 @@ def _by_class(
             rows.append(ClassFidelity(name, made, left, 0, {}, {}, note))
             refusal = refusal or (note if label in trained else "")
             continue
-        scores, defect = np.empty((config.splits, 2, len(CLASS_METRICS))), np.empty(config.splits)
-        for s in range(config.splits):
+        splits = min(config.splits, CLASS_SPLITS)
+        scores, defect = np.empty((splits, 2, len(CLASS_METRICS))), np.empty(splits)
+        for s in range(splits):
             rng = stream(seed, f"gate splits within class {label}", s)
             order = rng.permutation(held)
             a, b, c = order[:n], order[n : 2 * n], rng.permutation(pool)[:n]
@@ -424,9 +429,9 @@ def _refused(name: str, n: int, note: str) -> Metric:
     return Metric(name, None, None, None, None, None, None, n, None, "insufficient evidence", note)
 
 
-def _reasons(report: GateReport, thin: tuple[str, ...]) -> list[str]:
+def _reasons(report: GateReport, thin: tuple[str, ...], config: GateConfig) -> list[str]:
     """What decided, in plain sentences, the weightiest first."""
-    limited = [metric for metric in report.metrics if _decides(metric)]
+    limited = [metric for metric in report.metrics if _decides(metric, config)]
     limited.sort(key=lambda metric: LIMITED.index(metric.name) if metric.name in LIMITED else len(LIMITED))
     broken = [_sentence(metric) for metric in limited if metric.verdict == "reject"]
     unclear = [_sentence(metric) for metric in limited if metric.verdict == "insufficient evidence" and metric.value is not None]

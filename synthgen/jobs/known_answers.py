@@ -247,7 +247,7 @@ class KnownAnswers:
             dict(sorted(reasons.items(), key=lambda item: -item[1])),
             tuple(broken),
             report.notices,
-            self.auroc(pool, planted) if 0 < num_planted < n else {},
+            self.auroc(pool, planted, good) if num_planted and good.any() else {},
         )
 
     def verdict(self, pool: Pool) -> tuple[GateReport, np.ndarray]:
@@ -258,11 +258,13 @@ class KnownAnswers:
         return judge.judge(evidence, self.real, sifted, self.config, self.class_names, self.seed), valid
 
     @staticmethod
-    def auroc(pool: Pool, planted: np.ndarray) -> dict[str, float]:
+    def auroc(pool: Pool, planted: np.ndarray, good: np.ndarray) -> dict[str, float]:
         """Family -> how well its signal orders planted above good samples."""
+        counted = planted | good
         sign = {name: 1 if signals.FAMILIES[name].bad == "high" else -1 for name in pool.found.signals}
         found = pool.found.signals
-        return {name: float(roc_auc_score(planted, sign[name] * np.nan_to_num(found[name], posinf=1e30))) for name in found}
+        ordered = {name: sign[name] * np.nan_to_num(values, posinf=1e30)[counted] for name, values in found.items()}
+        return {name: float(roc_auc_score(planted[counted], values)) for name, values in ordered.items()}
 
     def _pool_of(self, images: np.ndarray, labels: np.ndarray) -> Pool:
         return self.pool(Batch(images, labels, tuple(f"planted-{i:06d}" for i in range(len(images)))))

@@ -21,7 +21,7 @@ from synthgen.data.transforms import to_float
 from synthgen.errors import ConfigError, DataError
 from synthgen.jobs import Order, Split, audit
 from synthgen.jobs import features as train_networks
-from synthgen.jobs.gates import CACHE, _Judging, check_extractor
+from synthgen.jobs.gates import CACHE, Judging, check_extractor
 from synthgen.metrics import extractors
 from synthgen.metrics.features import as_features, as_pair, check_finite
 from tests.conftest import toy_images
@@ -429,7 +429,7 @@ def test_dinov2_refuses_what_is_none(dinov2, tmp_path):
 
 def test_the_gate_takes_its_features_from_the_chosen_extractor_and_the_cache(tiny, tmp_path, plain, monkeypatch):
     features = tiny.features.model_copy(
-        update={"extractor": "torchscript", "path": str(plain), "sha256": sha256(plain), "steps": 8}
+        update={"extractor": "torchscript", "path": str(plain), "sha256": sha256(plain), "steps": 8, "defect_steps": 8}
     )
     order = Order(tiny.model_copy(update={"features": features}))
     audit(order, tmp_path / "run")
@@ -437,7 +437,8 @@ def test_the_gate_takes_its_features_from_the_chosen_extractor_and_the_cache(tin
     train_networks(order, split, tmp_path / "run" / "features")
     assert len(list((tmp_path / "run" / CACHE).iterdir())) == 4  # train, val, reference, blurred
     monkeypatch.setattr(extraction, "extract", lambda *_: pytest.fail("computed again"))
-    real = _Judging(order, split, tmp_path / "run" / "features").real()
+    real = Judging(order, split, tmp_path / "run" / "features").real()
     assert real.train.features.extractor == extractors.torchscript(plain).id
     assert real.val.features.features.shape[1] == 6
-    assert storage.read_manifest(tmp_path / "run" / "features")["config"]["features"].keys() == {"folds", "width", "steps", "dim"}
+    settings = storage.read_manifest(tmp_path / "run" / "features")["config"]["features"]
+    assert settings.keys() == {"folds", "width", "steps", "dim", "defect_steps", "defect_batch_size"}

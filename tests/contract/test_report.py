@@ -22,19 +22,31 @@ from synthgen.report.wording import duration, interval, num, pct, signed
 from synthgen.shards import manifest, raw, webdataset
 from synthgen.types import (
     Batch,
+    ClassFidelity,
     DatasetSpec,
     GainReport,
     GainRow,
     GateReport,
     Interval,
     Metric,
+    Planted,
     Provenance,
     SampleInfo,
+    Selection,
     ShardManifest,
 )
 
 ALERT = "<script>alert(1)</script>"
 SECTIONS = ["verdict", "gain", "samples", "nearest", "dropped", "gate", "training", "audit", "cost", "again"]
+CLASSES = (
+    ClassFidelity("cat", 20, 17, 60, {"fid": 7.25, "recall": 0.8}, {"fid": 3.5, "recall": 0.9}, ""),
+    ClassFidelity(ALERT, 20, 3, 0, {}, {}, f"refused: 1 images a side of {ALERT}"),
+)
+PLANTED = (
+    Planted("copy", "noise .05", 50, 0.94, {"copy": 0.94}),
+    Planted("defect", "erased patch", 40, 0.375, {"defect": 0.35, "low-level": 0.05}),
+)
+SELECTION = Selection("herding", 30, 45, 0.25, 0.0123, 0.0456, 0.71, 0.72, 0.83, 0.84)
 REASONS = {"off support": "support", "label": "label", "copy": "copy"}
 
 
@@ -80,7 +92,8 @@ def fake_run(
             Metric("kid", None, None, None, None, None, None, 150, None, "insufficient evidence", f"refused {ALERT}"),
         )
         report = GateReport(
-            "reject" if model == "vae" else "accept", ("recall is 0.31, real against real has 0.95",), metrics,
+            "reject" if model == "vae" else "accept", ("recall is 0.31, real against real has 0.95",),
+            (f"defect_shift is 0.21 {ALERT}",), metrics, CLASSES, PLANTED, SELECTION,
             dict.fromkeys(REASONS.values(), 0.85), 0.041, len(fakes), kept, dropped, "cnn-1234/8x8",
         )  # fmt: skip
         storage.write_json(run / "gate" / model / "gate.json", report.to_json())
@@ -174,6 +187,8 @@ def test_every_section_is_there(run):
         "off support", "synthgen run 'run 1/config.yaml'", "real aug mixup", "1 group across splits", "16-bit scaled",
         "real_aug in words", "dpmpp_2m, 12",
         "1 min 20 s", "refused", "not an image",
+        "Noticed: defect_shift is 0.21", "What these checks find", "erased patch", "defect 35%, low-level 5%",
+        "7.25 (3.5)", "refused: 1 images a side", "Of 45 valid candidates 30 were taken by herding, 25% of them at random",
     ):  # fmt: skip
         assert said in parsed.text, said
     tables = sum(tag == "table" for tag, _ in parsed.elements)

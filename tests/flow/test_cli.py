@@ -17,11 +17,11 @@ from PIL import Image
 from synthgen import cli, storage
 from synthgen.shards import manifest, read
 
+QUICK_JUDGES = ["features.steps=20", "features.defect_steps=10", "classifier.steps=20", "gate.planted=5"]
 FAST = [
     *(f"generators.{name}.steps=12" for name in ("vae", "gan", "diffusion")),
     "generators.diffusion.sampling_steps=4",
-    "features.steps=20",
-    "classifier.steps=20",
+    *QUICK_JUDGES,
     "generate.num=100",
 ]
 
@@ -117,7 +117,7 @@ def test_the_jobs_one_by_one_give_the_same_bytes(smoke, tmp_path, capsys, monkey
 def test_a_run_killed_in_each_stage_completes_with_the_same_shards(tmp_path):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     # enough steps and an easy gate, so that there is something to export
-    easy = ["models=[diffusion]", "gate.false_rejection=0.4", "features.steps=20", "classifier.steps=20", "generate.num=150"]
+    easy = ["models=[diffusion]", "gate.false_rejection=0.4", *QUICK_JUDGES, "generate.num=150"]
     assert synthgen("run", "digits-smoke", "--out", calm, *easy).returncode == 0
     opened = storage.read_json(calm / "gain" / "opened.json")
     assert opened["split"] == "test"
@@ -163,13 +163,12 @@ def test_gate_and_gain_take_folders_of_any_tool(tmp_path):
     order = np.random.default_rng(0).permutation(1797)
     real, candidates = digits_folder(tmp_path / "real", order[:600]), digits_folder(tmp_path / "more", order[600:800], "y")
     out = tmp_path / "out"
-    gated = synthgen(
-        "gate", "--real", real, "--candidates", candidates, "--out", out, *FAST[4:6], "split.reference=200", "--json"
-    )
+    quick = [*QUICK_JUDGES, "features.width=8", "gate.search_px=1", "split.reference=200"]
+    gated = synthgen("gate", "--real", real, "--candidates", candidates, "--out", out, *quick, "--json")
     assert gated.returncode == 0, gated.stderr
     report = json.loads(gated.stdout)
     assert report["num_candidates"] == 200
-    settings = [*FAST[4:6], "split.reference=200", "gain.seeds=2", "gain.arms=[real_aug,synthetic_gated]"]
+    settings = [*quick, "gain.seeds=2", "gain.arms=[real_aug,synthetic_gated]"]
     gained = synthgen("gain", "--real", real, "--candidates", candidates, "--out", out, *settings, "--json")
     assert gained.returncode == 0, gained.stderr
     verdict = json.loads(gained.stdout)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
 from torch import nn
 
 from synthgen.metrics.copies import expected_nearest
@@ -16,6 +17,7 @@ from synthgen.metrics.frechet import frechet_distance
 from synthgen.metrics.kernel import kid
 from synthgen.metrics.lowlevel import NAMES, lowlevel
 from synthgen.metrics.neighbours import knn
+from synthgen.metrics.pixels import principal_components
 from synthgen.metrics.prdc import prdc
 
 
@@ -175,3 +177,38 @@ def test_low_level_statistics_by_hand() -> None:
     assert row["quartile"] == 0
     inner = 16.0  # 4 neighbours differ by 1; at the border the edge repeats: 3 of 4, in the corners 2
     assert row["laplacian"] == pytest.approx(np.log((36 * inner + 24 * 9 + 4 * 4) / 64), abs=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "dims"), [((1, 8, 8), 64), ((3, 8, 8), 20), ((1, 33, 40), 30)])
+def test_principal_components_against_sklearn(shape: tuple[int, int, int], dims: int) -> None:
+    """Up to the sign of an axis; images of 32 px and more are averaged down first."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(12, int(np.prod(shape))))
+
+    def draw(n: int) -> np.ndarray:
+        latent = rng.normal(size=(n, 12)) * np.linspace(3, 1, 12)
+        noise = rng.normal(0, 8, (n, mix.shape[1]))
+        return np.clip(128 + 8 * latent @ mix + noise, 0, 255).astype(np.uint8).reshape(n, *shape)
+
+    def flat(images: np.ndarray) -> np.ndarray:
+        x = images.astype(np.float64) / 255
+        if shape[1] >= 32:
+            x = x[..., : shape[1] // 2 * 2, : shape[2] // 2 * 2].reshape(len(x), shape[0], shape[1] // 2, 2, shape[2] // 2, 2)
+            x = x.mean(axis=(3, 5))
+        return x.reshape(len(x), -1)
+
+    images, reference = draw(70), draw(400)
+    dims = min(dims, flat(reference).shape[1])
+    theirs = PCA(dims, svd_solver="full").fit(flat(reference)).transform(flat(images))
+    ours = principal_components(images, reference, dims).double().numpy()
+    assert ours.shape == theirs.shape
+    sign = np.sign((ours * theirs).sum(axis=0))
+    assert ours == pytest.approx(sign * theirs, abs=2e-3)
+    assert principal_components(images, reference, dims).numpy() == pytest.approx(ours)
+    assert (principal_components(images[:5], reference, dims).numpy() - ours[:5]) == pytest.approx(0, abs=1e-5)
+
+
+def test_principal_components_are_no_more_than_the_reference_has_images() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8)).astype(np.uint8)
+    assert principal_components(images, images[:7], 64).shape == (30, 7)
+    assert principal_components(images, images, 5).shape == (30, 5)
