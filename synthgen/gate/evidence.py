@@ -25,8 +25,8 @@ class Evidence:
         features: of these images, under the gate's extractor.
         probabilities: of each class by the judge, shape (n, k), rows sum to 1. For train from the networks that were
             blind to the image (out of fold), for every other set the mean of all networks.
-        margins: by the detector of planted defects, ln p(kind) - ln p(sound) of each kind; of images that it was trained on,
-            from the network that was blind to them. None where there is no detector.
+        margins: by the detector of planted defects, ln p(kind) - ln p(sound) of each kind. Each image is judged by one
+            network: a real one by that which was blind to it, any other by either. None where there is no detector.
     """
 
     images: UInt8[np.ndarray, "n c h w"]
@@ -67,7 +67,7 @@ class Real:
 
     Attributes:
         train: labelled; what the generator saw. Copies are looked for here.
-        val: labelled, held out from the generator and from every network.
+        val: labelled, held out from the generator, the extractor and the judges.
         reference: held out as well; labels may be `UNLABELLED`. Candidates are compared with it.
         blurred: features of the reference images under a 3x3 binomial filter, in the same order: what a known defect costs.
     """

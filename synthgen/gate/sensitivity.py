@@ -23,8 +23,9 @@ def planted_recall(
 ) -> tuple[Planted, ...]:
     """Share found of each kind of copy of up to `config.planted` train images, and of each defect in as many val images.
 
-    A copy counts as found if it is dropped as a copy; a defect if it is dropped for any reason. Val images are held out
-    and aren't among the images that candidates are compared with, as a new sample's source wouldn't be.
+    A copy counts as found if it is dropped as a copy; a defect if it is dropped for any reason. Val images aren't among
+    those that candidates are compared with, as a new sample's source wouldn't be. The key of a planted image is that of
+    its source and the kind, "real-000017|flip", so that a witness can leave out networks that learnt from the source.
 
     Args:
         real: each set in its role.
@@ -45,7 +46,7 @@ def planted_recall(
         if not len(chosen):
             continue
         changed = [plant(images, stream(seed, f"gate planted {name}")) for name, plant in possible.items()]
-        keys = tuple(f"planted-{name}-{row}" for name in possible for row in chosen)
+        keys = tuple(f"{source.features.keys[row]}|{name}" for name in possible for row in chosen)
         evidence = witness(Batch(np.concatenate(changed), np.tile(labels, len(possible)), keys))
         bad = dropped(evidence, find(evidence, real, config, device).signals, calibration)
         for i, name in enumerate(possible):

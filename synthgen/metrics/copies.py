@@ -20,6 +20,7 @@ from torch import Tensor
 from synthgen.errors import DataError
 from synthgen.metrics.features import Array, as_features
 from synthgen.metrics.neighbours import knn, squared_distances
+from synthgen.metrics.products import exact
 from synthgen.shapes import Float, Int64, UInt8
 
 NOISE = 0.1
@@ -31,25 +32,19 @@ CHUNK = 512
 SHORTLIST = 32
 """Fewest images of a base that are compared in every pose. Of 10,000 CIFAR-10 images, the source of a mirrored copy shifted
 by 2 px with noise of sd 0.1 was among them in 1,000 of 1,000 cases, with noise of sd 0.2 in 994."""
-
 TAIL = 1e-4
 """Probability of the draws whose nearest image may lie beyond the shortlist."""
-
 COARSE_PX = 8
 """Height and width of the averages that the shortlist is made by, about."""
-
 FINE_PX = 32
 """Images of twice this size and more are averaged down by whole factors, to 32-63 px."""
-
 TILE = 2**24
 """Floats in one tensor of poses, or of shortlisted images."""
 
 FLOOR = 1e-6
 """Energy a pixel that is added to every image's, so that two constant images are equal and not undefined."""
-
 ZERO = 5e-6
 """Cosines that fall short of 1 by less are 1, to rounding."""
-
 FARTHEST = 100.0
 """Largest distance: there is nothing beyond an image without any correlation."""
 
@@ -158,17 +153,18 @@ def copy_ratio(
     x, t, r = torch.as_tensor(images), torch.as_tensor(train), torch.as_tensor(held_out)
     _check(x, t, r, size, search_px, exclude_self)
     weights = _draw_weights(len(r) - int(exclude_self), size)
-    search = _Search(fit_whitening(t, r, device), search_px, flip)
-    base = search.index([t, r])
-    keep = min(SHORTLIST, len(t)), min(max(SHORTLIST, len(weights)), len(r) - int(exclude_self))
-    nearest, rows, expected = [], [], []
-    for start in range(0, len(x), CHUNK):
-        chunk = x[start : start + CHUNK]
-        shortlist = search.shortlist(chunk, base, len(t), keep, start if exclude_self else None)
-        near, drawn = search.distances(chunk, base, shortlist).split(keep, dim=1)
-        nearest.append(near.min(dim=1).values)
-        rows.append(shortlist.gather(1, near.argmin(dim=1, keepdim=True))[:, 0])
-        expected.append(drawn.sort(dim=1).values[:, : len(weights)].double() @ weights.to(device))
+    with exact(torch.device(device)):
+        search = _Search(fit_whitening(t, r, device), search_px, flip)
+        base = search.index([t, r])
+        keep = min(SHORTLIST, len(t)), min(max(SHORTLIST, len(weights)), len(r) - int(exclude_self))
+        nearest, rows, expected = [], [], []
+        for start in range(0, len(x), CHUNK):
+            chunk = x[start : start + CHUNK]
+            shortlist = search.shortlist(chunk, base, len(t), keep, start if exclude_self else None)
+            near, drawn = search.distances(chunk, base, shortlist).split(keep, dim=1)
+            nearest.append(near.min(dim=1).values)
+            rows.append(shortlist.gather(1, near.argmin(dim=1, keepdim=True))[:, 0])
+            expected.append(drawn.sort(dim=1).values[:, : len(weights)].double() @ weights.to(device))
     distance = torch.cat(nearest).double().cpu()
     return CopyMatch(_ratio(distance, torch.cat(expected).cpu()), torch.cat(rows).cpu(), distance)
 
@@ -285,7 +281,7 @@ def feature_copy_ratio(
         DataError: other widths, values that aren't finite, fewer than `size` held-out images.
     """
     x, t, r = (
-        as_features(given, f"copies: {name}", need=1)
+        as_features(given, f"copies: {name}", need=1).to(torch.as_tensor(features).device)
         for given, name in ((features, "features"), (train, "train features"), (held_out, "held-out features"))
     )
     if not x.shape[1] == t.shape[1] == r.shape[1]:
@@ -294,13 +290,15 @@ def feature_copy_ratio(
     weights = _draw_weights(len(r) - int(exclude_self), size)
     real, width = torch.cat([t, r]), x.shape[1]
     share, covariance = width / (width + len(real)), torch.cov(real.T, correction=0).reshape(width, width)
-    shrunk = (1 - share) * covariance + share * covariance.trace() / width * torch.eye(width, dtype=torch.float64)
+    shrunk = (1 - share) * covariance + share * covariance.trace() / width * torch.eye(
+        width, dtype=torch.float64, device=x.device
+    )
     values, vectors = torch.linalg.eigh(shrunk)
     whitening = vectors * values.clamp(min=1e-12 * float(values.max()) + 1e-300).rsqrt()
     x, t, r = x @ whitening, t @ whitening, r @ whitening
     distance, row = knn(x, t, 1)
-    expected = knn(x, r, len(weights), exclude_self)[0] @ weights
-    return CopyMatch(_ratio(distance[:, 0], expected), row[:, 0], distance[:, 0])
+    expected = knn(x, r, len(weights), exclude_self)[0] @ weights.to(x.device)
+    return CopyMatch(*(found.cpu() for found in (_ratio(distance[:, 0], expected), row[:, 0], distance[:, 0])))
 
 
 def expected_nearest(distances: Float[Tensor, "b m"], size: int) -> Float[Tensor, " b"]:

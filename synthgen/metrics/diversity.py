@@ -10,6 +10,7 @@ from torch import Tensor
 from synthgen.errors import ConfigError
 from synthgen.metrics.features import Array, as_features
 from synthgen.metrics.kernel import CHUNK, unit_rows
+from synthgen.metrics.products import product
 from synthgen.shapes import Float
 
 
@@ -48,8 +49,8 @@ def _gram(x: Float[Tensor, "n d"]) -> Float[Tensor, "r r"]:
     """X' X or X X', whichever is smaller, in float64."""
     n, d = x.shape
     if n <= d:
-        return (x @ x.T).double()
+        return product(x, x).double()
     total = torch.zeros((d, d), dtype=torch.float64, device=x.device)
     for rows in x.split(CHUNK):
-        total += rows.T @ rows
+        total += product(rows.T, rows.T)
     return total

@@ -87,7 +87,9 @@ def as_features(
     Raises:
         DataError: not two-dimensional, fewer than `need` rows, or NaN or infinite values.
     """
-    x = torch.as_tensor(features)
+    if isinstance(features, np.ndarray) and (not features.flags.writeable or min(features.strides, default=0) < 0):
+        features = features.copy()  # torch can't hold a view of either
+    x = torch.as_tensor(features).detach()
     if x.ndim != 2 or x.shape[1] == 0:
         raise DataError(f"{name}: expected shape (n, d), found {tuple(x.shape)}")
     if len(x) < need:

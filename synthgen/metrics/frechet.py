@@ -15,6 +15,9 @@ from synthgen.shapes import Float
 CHUNK = 8192
 """Rows of one product; sums of products go on in float64 from there."""
 
+SMALL = 1e-5
+"""FID as a share of the covariances' traces below which float32 products may be all there is of it."""
+
 NARROW = 256
 """Dimensions up to which all is float64: there it costs next to nothing."""
 
@@ -40,7 +43,7 @@ class Moments:
     def of(features: Float[Array, "n d"], name: str = "fid: features") -> Moments:
         """The moments of a set, one row or more.
 
-        Products are taken about the mean of the first rows. Of float32 features with d > `NARROW` and n >= 4 d they are
+        Products are taken about the mean of some rows. Of float32 features with d > `NARROW` and n >= 4 d they are
         float32 within chunks of `CHUNK` rows and are summed up in float64, which costs FID a relative error of about 1e-8
         to 1e-7. Else all is float64: with fewer rows the covariance is nearly singular, and narrow ones cost little.
 
@@ -50,7 +53,7 @@ class Moments:
         x = as_features(features, name, dtype=None)
         n, d = x.shape
         wide = x.dtype == torch.float64 or n < 4 * d or d <= NARROW
-        shift = x[:CHUNK].mean(dim=0, dtype=torch.float64).to(x.dtype)
+        shift = x[:: max(1, n // CHUNK)].mean(dim=0, dtype=torch.float64).to(x.dtype)  # from all over: rows may be sorted
         total = torch.zeros(d, dtype=torch.float64, device=x.device)
         scatter = torch.zeros((d, d), dtype=torch.float64, device=x.device)
         for rows in x.split(CHUNK):
@@ -60,6 +63,10 @@ class Moments:
             for start in range(0, d, BLOCK):
                 scatter[start:, start : start + BLOCK] += product(z[start:], z[start : start + BLOCK])
         scatter = scatter.tril() + scatter.tril(-1).T
+        if not bool(torch.isfinite(scatter.diagonal()).all()):
+            raise DataError(
+                f"{name}: values as large as {float(x.abs().max()):.3g} overflow {x.dtype}: divide them, or pass float64"
+            )
         return Moments(n, shift + total / n, scatter.sub_(torch.outer(total, total / n)))
 
     def merge(self, other: Moments) -> Moments:
@@ -96,7 +103,12 @@ def frechet_distance(real: Float[Array, "n d"], synthetic: Float[Array, "m d"]) 
     x, y = as_pair(real, synthetic, "fid", need=2, dtype=None)
     few, many = sorted((x, y), key=len)
     if len(few) > x.shape[1]:
-        return frechet_distance_of(Moments.of(x), Moments.of(y))
+        moments_x, moments_y = Moments.of(x), Moments.of(y)
+        distance = frechet_distance_of(moments_x, moments_y)
+        total = (moments_x.covariance.trace() + moments_y.covariance.trace()).item()
+        if x.dtype == torch.float64 or x.shape[1] <= NARROW or distance > SMALL * total:
+            return distance
+        return frechet_distance_of(Moments.of(x.double()), Moments.of(y.double()))  # what float32 can't tell from 0
     few_mean, few_rows = _centred(few)
     if len(many) <= x.shape[1]:
         many_mean, many_rows = _centred(many)
@@ -133,7 +145,7 @@ def _centred(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor
 
 def _distance(shift: Float[Tensor, " d"], traces: float, root: float) -> float:
     distance = shift.square().sum().item() + traces - 2 * root
-    return 0.0 if -1e-6 * traces < distance < 0 else distance
+    return 0.0 if -1e-8 * traces < distance < 0 else distance
 
 
 def _factor(covariance: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], bool]:

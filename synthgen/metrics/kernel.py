@@ -150,6 +150,9 @@ def mmd_rbf(
         raise ConfigError(f"mmd_rbf: sigma {sigma}: a number above 0 is needed, or None for the median distance")
     centre = _middle(x, y)
     rate = 0.5 / sigma**2
+    largest = max(float(torch.linalg.vector_norm(z - centre, dim=1).max()) for z in (x, y))
+    if x.dtype == torch.float32 and 12 * torch.finfo(x.dtype).eps * largest**2 * rate > 1e-4:
+        x, y, centre = x.double(), y.double(), centre.double()  # an outlier, or clusters far apart for the bandwidth
     lost = int(unbiased)
     within = [_rbf_sum(z, z, centre, rate) / (len(z) * (len(z) - lost)) for z in (x, y)]
     value = sum(within) - 2 * _rbf_sum(x, y, centre, rate) / (len(x) * len(y))

@@ -8,10 +8,12 @@ so far are looked into: after the first tile these are few. What was chosen is m
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from synthgen.errors import DataError
+from synthgen.errors import ConfigError, DataError
 from synthgen.metrics.features import Array
 from synthgen.metrics.products import product
 from synthgen.shapes import Float, Int64
@@ -20,6 +22,9 @@ TILE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of a tile; 4 MiB in float32 on a CPU, so that what follows the product finds it in the cache."""
 
 GROUP = 32
+TOLERANCE = 1e-3
+"""Largest error of a squared distance, as a share of it, at which float32 products are trusted."""
+
 SPARE = 2
 """Neighbours kept beyond k, so that a product's rounding can't push out the k-th before it is measured again."""
 
@@ -106,7 +111,8 @@ def knn(
     """Distances to and rows of the k nearest of `base`, nearest first; the distances in float64.
 
     The search is done in the inputs' precision: with float32 a neighbour may give way to one that is farther by some
-    1e-6 of the features' norm. The distances are those between the rows themselves, so a copy is at exactly 0.
+    1e-6 of the features' norm (in float64 again where that isn't small against the distances). The distances are those
+    between the rows themselves, so a copy is at exactly 0.
 
     Args:
         queries: the points asked about, float32 or float64.
@@ -121,15 +127,45 @@ def knn(
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     x, y = x.to(dtype), y.to(x.device, dtype)
     others = len(y) - int(exclude_self)
+    if k < 1:
+        raise ConfigError(f"{k} nearest neighbours: give 1 or more")
     if others < k:
         raise DataError(f"{k} nearest neighbours of {len(y)} points: at least {k + int(exclude_self)} are needed")
     if not len(x):
         return x.new_zeros((0, k), dtype=torch.float64), torch.zeros((0, k), dtype=torch.int64, device=x.device)
     wanted = min(k + SPARE, others)
+    unit = power_of_two(x, y)
+    distances, rows, trusted = _nearest(x / unit, y / unit, wanted, k, exclude_self)
+    if not trusted:
+        distances, rows, _ = _nearest(x.double() / unit, y.double() / unit, wanted, k, exclude_self)
+    return distances[:, :k] * unit, rows[:, :k]
+
+
+def _nearest(x: Tensor, y: Tensor, wanted: int, k: int, exclude_self: bool) -> tuple[Tensor, Tensor, bool]:
+    """Distances, rows, and whether the products were precise enough to tell the k-th neighbour from the next."""
     centre = y.mean(dim=0)
     found = _within(Points(y, centre, wanted + 1), wanted) if exclude_self else _between(x, y, centre, wanted)
     distances, rows = measured(x, y, found)
-    return distances[:, :k], rows[:, :k]
+    return distances, rows, precise(distances[:, k - 1], x, y, centre)
+
+
+def precise(reach: Float[Tensor, " n"], x: Tensor, y: Tensor, centre: Float[Tensor, " d"]) -> bool:
+    """Whether a product's rounding is small against these distances: some 12 eps of the squared norms against 1e-3 of them.
+
+    It isn't where clusters lie far apart for their width, or an outlier far from all. float64 is taken as it is.
+    """
+    if x.dtype == torch.float64:
+        return True
+    norms = max(float(torch.linalg.vector_norm(z - centre, dim=1).max()) for z in (x, y))
+    low = float(reach.quantile(0.05)) if len(reach) < 2**24 else float(reach[: 2**24].quantile(0.05))
+    return low == 0 or 12 * torch.finfo(x.dtype).eps * norms**2 <= TOLERANCE * low**2
+
+
+def power_of_two(x: Tensor, y: Tensor) -> float:
+    """What both are divided by, exactly, so that squares neither overflow nor vanish: 1 for values of usual size."""
+    largest = max(float(z.abs().max()) for z in (x, y))
+    exponent = math.frexp(largest)[1]
+    return 1.0 if largest == 0 or abs(exponent) <= 30 else math.ldexp(1.0, max(exponent, -120))
 
 
 def _within(points: Points, k: int) -> Int64[Tensor, "n k"]:

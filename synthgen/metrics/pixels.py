@@ -18,16 +18,16 @@ SIDE_PX = 16
 """Images are averaged down by whole factors to 16-31 px first."""
 
 
-def principal_components(
-    images: UInt8[Array, "n c h w"], reference: UInt8[Array, "m c h w"], dims: int = 64
-) -> Float[Tensor, "n d"]:
-    """Coordinates of the images along the first `dims` principal axes of `reference`'s pixels, float32, in units of [0, 1].
+def principal_components(images: UInt8[Array, "n c h w"], basis: UInt8[Array, "m c h w"], dims: int = 64) -> Float[Tensor, "n d"]:
+    """Coordinates of the images along the first `dims` principal axes of `basis`'s pixels, float32, in units of [0, 1].
 
-    Fewer axes where there are fewer pixels or reference images. Cost O((m + n) p^2) for p pixels, at most 3 * 31^2.
+    Two sets can only be compared on axes that were fitted on neither: of 100 real CIFAR-10 images, on their own axes,
+    another 100 seem to have 86% of the recall. Fewer axes where there are fewer pixels or images. Cost O((m + n) p^2) for
+    p pixels, at most 3 * 31^2.
     """
-    base = torch.cat([_small(chunk) for chunk in torch.as_tensor(reference).split(CHUNK)])
+    base = torch.cat([_small(chunk) for chunk in torch.as_tensor(basis).split(CHUNK)])
     mean = base.mean(dim=0, dtype=torch.float64).float()
-    covariance = torch.zeros((base.shape[1], base.shape[1]), dtype=torch.float64)
+    covariance = torch.zeros((base.shape[1], base.shape[1]), dtype=torch.float64, device=base.device)
     for chunk in base.split(CHUNK):
         covariance += ((chunk - mean).T @ (chunk - mean)).double()
     axes = torch.linalg.eigh(covariance)[1].flip(1)[:, : min(dims, len(base))].float()

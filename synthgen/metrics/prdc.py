@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from synthgen.metrics.features import Array, as_pair
-from synthgen.metrics.neighbours import Points, knn
+from synthgen.metrics.neighbours import Points, knn, power_of_two, precise
 from synthgen.metrics.products import product
 from synthgen.shapes import Bool, Float, Int64
 
@@ -58,14 +58,20 @@ def membership(real: Float[Array, "n d"], synthetic: Float[Array, "m d"], k: int
     Ties: a distance equal to the radius is outside, except that a ball of radius 0 holds its own centre, so that a set of
     identical images is inside itself. To hold against rounding (a copy of a real image is as far from its neighbours as
     the original) squared distances are taken as larger by what a product may be off, some 12 eps of the squared
-    norms: 1.4e-6 in float32. On sets whose distances don't tie that moves no figure by more than about 1e-4.
+    norms: 1.4e-6 in float32. On sets whose distances don't tie that moves no figure by more than about 1e-4. Where it
+    isn't small against the radii (clusters far apart for their width, an outlier far from all) all is done in float64.
 
     Raises:
         DataError: as `prdc`.
     """
-    x, y = as_pair(real, synthetic, "precision/recall/density/coverage", need=k + 1, dtype=None)
+    x, y = as_pair(real, synthetic, "precision/recall/density/coverage", need=max(k, 1) + 1, dtype=None)
+    unit = power_of_two(x, y)
+    x, y = x / unit, y / unit
     radius_x, radius_y = (knn(z, z, k, exclude_self=True)[0][:, -1] for z in (x, y))
     centre = x.mean(dim=0)
+    if not (precise(radius_x, x, y, centre) and precise(radius_y, x, y, centre)):
+        x, y = x.double(), y.double()
+        centre = centre.double()
     points_x, points_y = Points(x, centre), Points(y, centre)
     reach_x, reach_y = _half_square(points_x, radius_x), _half_square(points_y, radius_y)
     slack = 1 + max(12, x.shape[1] ** 0.5 / 4) * torch.finfo(x.dtype).eps

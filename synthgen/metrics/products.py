@@ -1,8 +1,9 @@
-"""Matrix products for tiles of distances, at the speed of the machine."""
+"""Matrix products for tiles of distances, at the speed of the machine and in the operands' own precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -15,16 +16,32 @@ WORTHWHILE = 2**22
 
 
 def product(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> Float[Tensor, "n m"]:
-    """a b', in the operands' precision.
+    """a b', in the operands' precision, also under autocast and where TF32 is allowed.
 
     On a CPU float32 products go through oneDNN where torch has it: `torch.mm` takes MKL, which leaves half of an AMD
     processor's vector unit idle (105 against 230 GFLOP/s on one Zen 5 core, torch 2.13). Both sum in float32.
     """
-    if a.dtype == torch.float32 and a.device.type == "cpu" and a.shape[0] * a.shape[1] * b.shape[0] >= WORTHWHILE:
-        fast = _onednn()
-        if fast is not None:
-            return fast(a.contiguous(), b.contiguous())  # of strided rows it takes a path a thousand times as slow
-    return a @ b.T
+    with exact(a.device):
+        if a.dtype == torch.float32 and a.device.type == "cpu" and a.shape[0] * a.shape[1] * b.shape[0] >= WORTHWHILE:
+            fast = _onednn()
+            if fast is not None:
+                return fast(a.contiguous(), b.contiguous())  # of strided rows it takes a path a thousand times as slow
+        return a @ b.T
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Within it products keep their operands' precision: no autocast (a Lightning loop may be under it), no TF32."""
+    precision = torch.get_float32_matmul_precision()
+    lowered = device.type == "cuda" and precision != "highest"
+    try:
+        if lowered:
+            torch.set_float32_matmul_precision("highest")
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if lowered:
+            torch.set_float32_matmul_precision(precision)
 
 
 @lru_cache
