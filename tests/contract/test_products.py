@@ -98,3 +98,12 @@ def test_a_kernel_that_is_not_exact_to_float32_is_not_taken(monkeypatch: pytest.
 
     monkeypatch.setattr(torch.ops, "mkldnn", Operators)
     assert products._onednn.__wrapped__() is None
+
+
+def test_autocast_does_not_reach_a_product() -> None:
+    """A metric may be updated in a validation step that Lightning runs in half precision."""
+    x = torch.arange(30, dtype=torch.float32).view(5, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = product(x, x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, x @ x.T)

@@ -16,7 +16,7 @@ from synthgen.metrics import kernel, neighbours
 from synthgen.metrics.copies import duplicate_groups
 from synthgen.metrics.features import MICRO_BATCH, extract, extractor_id
 from synthgen.metrics.frechet import frechet_distance
-from synthgen.metrics.kernel import kid
+from synthgen.metrics.kernel import kid, mmd_rbf
 from synthgen.metrics.lowlevel import lowlevel
 from synthgen.metrics.neighbours import knn
 from synthgen.metrics.prdc import prdc
@@ -129,6 +129,43 @@ def test_too_few_rows_are_refused_with_the_number_needed(metric, need: int, rng:
 def test_two_extractors_cannot_be_compared(unchecked: None, rng: np.random.Generator) -> None:
     with pytest.raises(DataError, match="real features have 4 dimensions, synthetic ones 5"):
         frechet_distance(rng.normal(size=(9, 4)), rng.normal(size=(9, 5)))
+
+
+@pytest.mark.parametrize("spread", [10, 50, 500])
+def test_far_clusters_do_not_blur_float32_distances(rng: np.random.Generator, spread: float) -> None:
+    x, y = (spread * rng.choice([-1, 1], (400, 1)) + 0.05 * rng.normal(size=(400, 20)) for _ in range(2))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    assert tuple(prdc(x, y)) == pytest.approx(tuple(prdc(x.astype(np.float64), y.astype(np.float64))), abs=1e-3)
+    assert mmd_rbf(x, y, 1.0) == pytest.approx(mmd_rbf(x.astype(np.float64), y.astype(np.float64), 1.0), rel=1e-4)
+
+
+def test_an_outlier_does_not_blur_float32_distances(rng: np.random.Generator) -> None:
+    x, y = rng.normal(size=(300, 16)).astype(np.float32), rng.normal(size=(300, 16)).astype(np.float32)
+    x[0] = 1e6
+    assert tuple(prdc(x, y)) == pytest.approx(tuple(prdc(x.astype(np.float64), y.astype(np.float64))), abs=1e-12)
+    assert mmd_rbf(x, y, 4.0) == pytest.approx(mmd_rbf(x.astype(np.float64), y.astype(np.float64), 4.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [4e18, 1e19, 1e-25])
+def test_scale_does_not_matter(rng: np.random.Generator, scale: float) -> None:
+    x, y = rng.normal(size=(300, 16)).astype(np.float32), rng.normal(size=(300, 16)).astype(np.float32)
+    assert tuple(prdc(np.float32(scale) * x, np.float32(scale) * y)) == pytest.approx(tuple(prdc(x, y)), abs=0.01)
+
+
+def test_sorted_modes_do_not_blur_fid(rng: np.random.Generator) -> None:
+    sides = [np.concatenate([c + 0.01 * rng.normal(size=(4500, 300)) for c in (50, -50)]).astype(np.float32) for _ in range(2)]
+    assert frechet_distance(*sides) == pytest.approx(frechet_distance(*(z.astype(np.float64) for z in sides)), rel=1e-3)
+
+
+def test_arrays_are_taken_as_they_come(rng: np.random.Generator) -> None:
+    """Backwards, read-only, or with a gradient: none is changed, and none is refused."""
+    x, y = rng.normal(size=(60, 8)), rng.normal(size=(60, 8))
+    expected = frechet_distance(x, y), kid(x, y), *prdc(x, y)
+    frozen, before = x.copy(), x.copy()
+    frozen.flags.writeable = False
+    for given in (x[::-1], frozen, torch.tensor(x, requires_grad=True), x):
+        assert (frechet_distance(given, y), kid(given, y), *prdc(given, y)) == pytest.approx(expected, rel=1e-6)
+    assert (x == before).all()
 
 
 # Duplicates
