@@ -45,7 +45,7 @@ class Moments:
 
         Products are taken about the mean of some rows. Of float32 features with d > `NARROW` and n >= 4 d they are
         float32 within chunks of `CHUNK` rows and are summed up in float64, which costs FID a relative error of about 1e-8
-        to 1e-7. Else all is float64: with fewer rows the covariance is nearly singular, and narrow ones cost little.
+        to 3e-7. Else all is float64: with fewer rows the covariance is nearly singular, and narrow ones cost little.
 
         Raises:
             DataError: not of shape (n, d), or values that aren't finite.
