@@ -155,8 +155,9 @@ def _draw_splits(candidates: Evidence, real: Real, kept: np.ndarray, config: Gat
     Classes are labels if the reference has them, else what the judge takes the images for, on both sides. (With chance
     mixes most of FID's spread on digits was that of the class counts: 3.7 at 150 images a side, with equal ones 0.9.)
     """
-    labelled = bool((real.reference.labels != UNLABELLED).all())
-    classes, offered = (e.labels if labelled else e.probabilities.argmax(axis=1) for e in (real.reference, candidates))
+    classes, offered = (
+        e.labels if real.reference.labelled else e.probabilities.argmax(axis=1) for e in (real.reference, candidates)
+    )
     pool = np.flatnonzero(kept)
     n = min(len(classes) // 2, len(pool) // 2, config.max_side)
     num_sets = min(MAX_SETS, len(pool) // (2 * n)) if n else 0

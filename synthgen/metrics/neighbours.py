@@ -135,9 +135,11 @@ def knn(
         return x.new_zeros((0, k), dtype=torch.float64), torch.zeros((0, k), dtype=torch.int64, device=x.device)
     wanted = min(k + SPARE, others)
     unit = power_of_two(x, y)
-    distances, rows, trusted = _nearest(x / unit, y / unit, wanted, k, exclude_self)
+    if unit != 1:
+        x, y = x / unit, y / unit
+    distances, rows, trusted = _nearest(x, y, wanted, k, exclude_self)
     if not trusted:
-        distances, rows, _ = _nearest(x.double() / unit, y.double() / unit, wanted, k, exclude_self)
+        distances, rows, _ = _nearest(x.double(), y.double(), wanted, k, exclude_self)
     return distances[:, :k] * unit, rows[:, :k]
 
 

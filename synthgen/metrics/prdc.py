@@ -66,7 +66,8 @@ def membership(real: Float[Array, "n d"], synthetic: Float[Array, "m d"], k: int
     """
     x, y = as_pair(real, synthetic, "precision/recall/density/coverage", need=max(k, 1) + 1, dtype=None)
     unit = power_of_two(x, y)
-    x, y = x / unit, y / unit
+    if unit != 1:
+        x, y = x / unit, y / unit
     radius_x, radius_y = (knn(z, z, k, exclude_self=True)[0][:, -1] for z in (x, y))
     centre = x.mean(dim=0)
     if not (precise(radius_x, x, y, centre) and precise(radius_y, x, y, centre)):
