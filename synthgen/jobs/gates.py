@@ -65,8 +65,8 @@ def features(order: Order, split: Split, out: Path) -> None:
                 work.write_bytes(f"defects-{number}.safetensors", _trained(order, detector, pool.take(fold != number)))
             if own.cache:
                 Judging(order, split, out).remember_real()
-    detector = "a defect detector" if own.defect_steps else "no defect detector"
-    order.progress.finish("features", f"{own.folds + 1} networks on the train fold, {detector}, {storage.seconds(out):.0f} s")
+    words = "a defect detector" if own.defect_steps else "no defect detector"
+    order.progress.finish("features", f"{own.folds + 1} networks on the train fold, {words}, {storage.seconds(out):.0f} s")
 
 
 def _trained(order: Order, module: Classifier | DefectDetector, batch: Batch) -> bytes:
