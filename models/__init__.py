@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from synthgen.config.schema import AugmentConfig, DiffusionConfig, GANConfig, GeneratorConfig, VAEConfig
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from synthgen.config.generators import GeneratorConfig
+from synthgen.config.schema import AugmentConfig
 from synthgen.errors import CheckpointError
 from synthgen.models import base
 from synthgen.models.base import Generator, Noise
@@ -14,21 +20,21 @@ from synthgen.types import DatasetSpec
 
 __all__ = ["GAN", "MODELS", "VAE", "Classifier", "Diffusion", "Generator", "Noise", "build", "from_bytes"]
 
-MODELS: dict[str, tuple[type[Generator], type[GeneratorConfig]]] = {
-    "vae": (VAE, VAEConfig),
-    "gan": (GAN, GANConfig),
-    "diffusion": (Diffusion, DiffusionConfig),
-}
+MODELS: dict[str, type[Generator]] = {model.kind: model for model in (VAE, GAN, Diffusion)}
 
 
-def build(config: GeneratorConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int = 0) -> Generator:
+def build(
+    config: GeneratorConfig,
+    spec: DatasetSpec,
+    augment: AugmentConfig,
+    seed: int = 0,
+    structure: Mapping[str, Any] | None = None,
+) -> Generator:
     """A generator with fresh weights, fixed by `seed`."""
-    import torch
-
-    model, _ = MODELS[config.kind]  # type: ignore[attr-defined]
+    model = MODELS[config.kind]  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model(config, spec, augment, seed)
+        return model(config, spec, augment, seed, structure)
 
 
 def from_bytes(data: bytes, where: str = "checkpoint") -> Generator:
@@ -40,10 +46,11 @@ def from_bytes(data: bytes, where: str = "checkpoint") -> Generator:
     about = base.read_header(data, where)
     if about["kind"] not in MODELS:
         raise CheckpointError(f"{where}: holds a {about['kind']!r}, known are {', '.join(MODELS)}")
-    _, config = MODELS[about["kind"]]
+    model = MODELS[about["kind"]]
     try:
-        settings, augment = config.model_validate(about["config"]), AugmentConfig.model_validate(about["augment"])
-        generator = build(settings, DatasetSpec.from_json(about["spec"], where), augment, int(about["seed"]))
+        settings, augment = model.Config.model_validate(about["config"]), AugmentConfig.model_validate(about["augment"])
+        spec = DatasetSpec.from_json(about["spec"], where)
+        generator = build(settings, spec, augment, int(about["seed"]), about["structure"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"{where}: its header is damaged, or of another version ({' '.join(str(error).split())[:200]})"

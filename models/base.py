@@ -6,7 +6,7 @@ A generator knows images and labels as tensors, nothing of files, data sets by n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,13 +17,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from synthgen import randomness
-from synthgen.config.schema import AugmentConfig, GeneratorConfig
+from synthgen.config.generators import GeneratorConfig
+from synthgen.config.schema import AugmentConfig
 from synthgen.errors import CheckpointError
 from synthgen.models.ema import EMA
 from synthgen.shapes import Float, Int64
 from synthgen.types import DatasetSpec
 
-CHECKPOINT_SCHEMA = "synthgen.generator/1"
+CHECKPOINT_SCHEMA = "synthgen.generator/2"
 
 
 class Noise:
@@ -40,22 +41,34 @@ class Noise:
 class Generator(pl.LightningModule):
     """The contract: train with Lightning, sample by label and noise, come back from bytes.
 
-    A subclass sets `network` (all that sampling needs) and `ema` (its average), implements `sample` and
-    `training_step`, and draws every random number of a step from `self.draws(name)`.
+    A subclass names its `kind` and its `Config`, sets `network` (all that sampling needs) and `ema` (its averages),
+    implements `sample` and `training_step`, and draws every random number of a step from `self.draws(name)`.
 
     Attributes:
         config: its frozen settings.
         spec: image shape and classes of the data set it was trained on.
         step: training steps done; kept in Lightning's checkpoints, so that a resumed run draws the same numbers.
+        structure: what of the network isn't said by `config` (a network that came from elsewhere), as JSON types.
+        sampling_settings: keys of `config` that say how to sample and not what the weights are.
     """
 
     kind: ClassVar[str]
+    Config: ClassVar[type[GeneratorConfig]]
+    sampling_settings: ClassVar[tuple[str, ...]] = ()
     network: nn.Module
     ema: EMA
 
-    def __init__(self, config: GeneratorConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int) -> None:
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        spec: DatasetSpec,
+        augment: AugmentConfig,
+        seed: int = 0,
+        structure: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.spec, self.augment, self.seed, self.step = config, spec, augment, seed, 0
+        self.structure = dict(structure or {})
 
     # Sampling
 
@@ -67,6 +80,13 @@ class Generator(pl.LightningModule):
     def sampler(self) -> str:
         """Name and settings of the sampler in one line, for provenance."""
         return self.kind
+
+    def held_out_loss(self, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"] | None:
+        """Loss of each image, in [-1, 1], under the averaged weights; the same random numbers at every call.
+
+        None where a generator has no likelihood or denoising loss to hold out (a GAN).
+        """
+        return None
 
     # Training
 
@@ -126,6 +146,7 @@ def to_bytes(generator: Generator, trained_on: str = "") -> bytes:
         "kind": generator.kind,
         "config": generator.config.model_dump(mode="json"),
         "augment": generator.augment.model_dump(mode="json"),
+        "structure": generator.structure,
         "spec": generator.spec.to_json(),
         "seed": generator.seed,
         "steps": generator.step,

@@ -8,13 +8,15 @@ Guidance: Ho and Salimans 2022.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from synthgen.config.schema import AugmentConfig, DiffusionConfig
+from synthgen.config.generators import DiffusionConfig
+from synthgen.config.schema import AugmentConfig
 from synthgen.models.augmentation import NUM_PARAMETERS, non_leaking
 from synthgen.models.base import Generator, Noise
 from synthgen.models.blocks import group_norm
@@ -76,9 +78,12 @@ class Diffusion(Generator):
     """Trains the denoiser; samples solve the probability-flow ODE from noise."""
 
     kind: ClassVar[str] = "diffusion"
+    Config = DiffusionConfig
 
-    def __init__(self, config: DiffusionConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int = 0) -> None:
-        super().__init__(config, spec, augment, seed)
+    def __init__(
+        self, config: DiffusionConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int = 0, structure: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(config, spec, augment, seed, structure)
         self.config: DiffusionConfig = config
         self.network: Any = EDMNetwork(config, spec)
         self.ema = EMA(self.network, config.ema)

@@ -8,6 +8,7 @@ al. 2020.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from synthgen.config.schema import AugmentConfig, GANConfig
+from synthgen.config.generators import GANConfig
+from synthgen.config.schema import AugmentConfig
 from synthgen.models.base import Generator, Noise, warm_cosine
 from synthgen.models.blocks import Decoder, change_resolution, resolutions, widths
 from synthgen.models.ema import EMA
@@ -65,9 +67,12 @@ class GAN(Generator):
     """Alternates one discriminator and one generator step."""
 
     kind: ClassVar[str] = "gan"
+    Config = GANConfig
 
-    def __init__(self, config: GANConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int = 0) -> None:
-        super().__init__(config, spec, augment, seed)
+    def __init__(
+        self, config: GANConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int = 0, structure: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(config, spec, augment, seed, structure)
         self.config: GANConfig = config
         self.automatic_optimization = False
         self.network = GeneratorNetwork(config, spec)

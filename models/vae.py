@@ -8,12 +8,14 @@ error), so the weight of the KL term needs no tuning.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from synthgen.config.schema import AugmentConfig, VAEConfig
+from synthgen.config.generators import VAEConfig
+from synthgen.config.schema import AugmentConfig
 from synthgen.models.augmentation import NUM_PARAMETERS, non_leaking
 from synthgen.models.base import Generator, Noise
 from synthgen.models.blocks import ConditionalBlock, Decoder, resolutions, sum_per_image, widths
@@ -73,9 +75,12 @@ class VAE(Generator):
     """Trains the evidence lower bound; samples decode standard normal latents."""
 
     kind: ClassVar[str] = "vae"
+    Config = VAEConfig
 
-    def __init__(self, config: VAEConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int = 0) -> None:
-        super().__init__(config, spec, augment, seed)
+    def __init__(
+        self, config: VAEConfig, spec: DatasetSpec, augment: AugmentConfig, seed: int = 0, structure: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(config, spec, augment, seed, structure)
         self.config: VAEConfig = config
         self.network: Any = VAENetwork(config, spec)
         self.ema = EMA(self.network, config.ema)

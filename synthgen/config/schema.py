@@ -5,19 +5,14 @@ One section a job; `RunConfig` is all of them together, which is what a recipe i
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-ModelName = Literal["vae", "gan", "diffusion"]
+from synthgen.config.generators import GeneratorsConfig, LooksConfig
+from synthgen.config.section import Count, Section, Share
 
-
-class Section(BaseModel):
-    """Frozen settings that refuse unknown keys, infinity and NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+ModelName = Literal["vae", "vqvae", "gan", "diffusion"]
 
 
 class DataConfig(Section):
@@ -82,75 +77,6 @@ class AugmentConfig(Section):
     rotate_deg: float = Field(8.0, ge=0, le=180, description="largest rotation")
     scale: float = Field(0.08, ge=0, lt=0.5, description="largest relative change of size")
     contrast: float = Field(0.1, ge=0, lt=1, description="largest relative change of contrast (classifiers only)")
-
-
-class GeneratorConfig(Section):
-    """What all generators have in common."""
-
-    width: PositiveInt = Field(32, description="channels at full resolution")
-    steps: PositiveInt = Field(400, description="training steps")
-    batch_size: PositiveInt = Field(64, description="training images a step")
-    lr: PositiveFloat = Field(2e-3, description="peak learning rate of Adam, warmed up and cosine-decayed")
-    ema: float = Field(0.995, ge=0, lt=1, description="decay of the weights' moving average that samples are drawn with")
-
-
-class VAEConfig(GeneratorConfig):
-    """Conditional VAE with a calibrated decoder (Rybkin 2021): the noise level, hence beta, is learned."""
-
-    kind: Literal["vae"] = Field("vae", description="always vae: what its checkpoint calls it")
-    latent_dim: PositiveInt = Field(16, description="dimensions of the latent")
-    beta: Literal["learned"] | PositiveFloat = Field(
-        "learned", description="learned, or the weight of KL at unit decoder variance"
-    )
-    warmup: Share = Field(0.2, description="share of the steps over which KL is annealed in from 0")
-
-
-class GANConfig(GeneratorConfig):
-    """Hinge GAN: spectral norm, projection discriminator (Miyato 2018), DiffAugment (Zhao 2020), EMA of the generator."""
-
-    kind: Literal["gan"] = Field("gan", description="always gan: what its checkpoint calls it")
-    lr: PositiveFloat = Field(4e-4, description="learning rate of the generator")
-    lr_discriminator: PositiveFloat = Field(8e-4, description="learning rate of the discriminator")
-    latent_dim: PositiveInt = Field(32, description="dimensions of the latent")
-    diffaugment: tuple[Literal["brightness", "translation", "cutout"], ...] = Field(
-        ("brightness", "translation", "cutout"), description="what DiffAugment does to real and fake alike"
-    )
-
-
-class DiffusionConfig(GeneratorConfig):
-    """EDM preconditioning (Karras 2022) on a diffusers UNet2DModel, class-conditional, with non-leaking augmentation."""
-
-    kind: Literal["diffusion"] = Field("diffusion", description="always diffusion: what its checkpoint calls it")
-    channel_mults: tuple[PositiveInt, ...] = Field((1, 2), min_length=1, description="channels of each resolution, in widths")
-    layers: PositiveInt = Field(1, description="residual blocks a resolution")
-    attention: bool = Field(False, description="self-attention at the lowest resolution")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the residual blocks")
-    p_mean: float = Field(-0.8, description="mean of ln sigma in training")
-    p_std: PositiveFloat = Field(1.2, description="standard deviation of ln sigma in training")
-    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the pixels in [-1, 1]")
-    sigma_min: PositiveFloat = Field(0.002, description="lowest noise level of sampling")
-    sigma_max: PositiveFloat = Field(80.0, description="highest noise level of sampling")
-    augment: Share = Field(0.3, description="probability of each augmentation; the network is told, so samples don't show it")
-    label_dropout: Share = Field(0.1, description="share of labels hidden in training, for guidance")
-    sampler: Literal["dpmpp_2m", "heun"] = Field("dpmpp_2m", description="DPM-Solver++(2M), or Heun (2 network calls a step)")
-    sampling_steps: int = Field(12, ge=2, le=1000, description="steps of the sampler")
-    guidance: float = Field(
-        1.0, ge=0, description="classifier-free guidance scale; 1 is none and needs one network call instead of two"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> DiffusionConfig:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min must be below sigma_max={self.sigma_max:g}")
-        return self
-
-
-class GeneratorsConfig(Section):
-    """The settings of each generator."""
-
-    vae: VAEConfig = Field(default_factory=VAEConfig, description="conditional VAE")
-    gan: GANConfig = Field(default_factory=GANConfig, description="hinge GAN")
-    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="EDM diffusion")
 
 
 class ClassifierConfig(Section):
@@ -307,6 +233,7 @@ class RunConfig(Section):
     audit: AuditConfig = Field(default_factory=AuditConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     generators: GeneratorsConfig = Field(default_factory=GeneratorsConfig)
+    looks: LooksConfig = Field(default_factory=LooksConfig)
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
     generate: GenerateConfig = Field(default_factory=GenerateConfig)
