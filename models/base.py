@@ -20,6 +20,7 @@ from synthgen import randomness
 from synthgen.config.generators import GeneratorConfig
 from synthgen.config.schema import AugmentConfig
 from synthgen.errors import CheckpointError
+from synthgen.models import lora
 from synthgen.models.ema import EMA
 from synthgen.shapes import Float, Int64
 from synthgen.types import DatasetSpec
@@ -116,7 +117,7 @@ class Generator(pl.LightningModule):
     def adam(self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99)) -> dict[str, Any]:
         """Adam with a short linear warm-up and a cosine decay to a tenth, in Lightning's form."""
         steps = self.config.steps
-        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+        optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=lr, betas=betas, fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -140,7 +141,8 @@ def to_bytes(generator: Generator, trained_on: str = "") -> bytes:
         generator: what to keep.
         trained_on: digest of the split it was trained on, so that it isn't used with another split of the same images.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.ema.network.state_dict().items()}
+    network = lora.merged(generator.ema.network)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     about = {
         "schema": CHECKPOINT_SCHEMA,
         "kind": generator.kind,

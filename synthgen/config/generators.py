@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, create_model, model_validator
 
 from synthgen.config.section import Count, Section, Share
 
@@ -122,8 +123,10 @@ class DiffusionConfig(GeneratorConfig):
         "dpmpp_2m", "heun", "euler", "ddim", "diffusers_ddim", "diffusers_dpmpp", "diffusers_unipc", "diffusers_euler"
     ] = Field(
         "dpmpp_2m",
-        description="DPM-Solver++(2M), Heun (2 network calls a step), Euler, DDIM (Euler on even steps in angle), "
-        "or a scheduler of diffusers",
+        description="DPM-Solver++(2M), Heun (2 network calls a step), Euler, DDIM (the same as Euler), or a diffusers scheduler",
+    )
+    spacing: Literal["karras", "angle", "flow"] = Field(
+        "karras", description="how noise levels are spaced: Karras 2022, even in arctan(sigma), or even in flow matching's time"
     )
     sampling_steps: int = Field(12, ge=2, le=1000, description="steps of the sampler")
     guidance: float = Field(
@@ -145,12 +148,43 @@ class DiffusionConfig(GeneratorConfig):
 
 
 class GeneratorsConfig(Section):
-    """The settings of each generator."""
+    """The settings of each generator: the built-in ones, and those that an installed distribution brings."""
+
+    model_config = ConfigDict(extra="allow")  # an installed generator's section; `_check_installed` refuses the rest
 
     vae: VAEConfig = Field(default_factory=VAEConfig, description="conditional VAE")
     vqvae: VQVAEConfig = Field(default_factory=VQVAEConfig, description="VQ-VAE with a learned prior")
     gan: GANConfig = Field(default_factory=GANConfig, description="GAN")
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="diffusion or flow matching")
+
+    def of(self, kind: str) -> GeneratorConfig:
+        """The settings of one generator, built in or installed; its defaults where none are given.
+
+        Raises:
+            ConfigError: no such generator, or its distribution is at fault.
+        """
+        given = getattr(self, kind) if kind in type(self).model_fields else (self.model_extra or {}).get(kind)
+        if given is None:
+            from synthgen.config import extensions
+
+            given = extensions.config_of(kind)()
+        found: GeneratorConfig = given
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_installed(cls, values: Any) -> Any:
+        """Sections that aren't built in become the settings of the installed generators that they name."""
+        extra = {k: v for k, v in values.items() if k not in cls.model_fields} if isinstance(values, Mapping) else {}
+        if not extra:
+            return values
+        from synthgen.config import extensions  # reads the metadata of all distributions: for unknown names alone
+
+        names = set(extensions.installed())
+        sections: Any = {name: (extensions.config_of(name), ...) for name in extra if name in names}
+        # what it raises holds every fault with its key, and pydantic takes that over
+        checked = create_model("Installed", __base__=Section, **sections).model_validate(extra)
+        return {**values, **dict(checked)}
 
 
 class LooksConfig(Section):
