@@ -32,20 +32,24 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.skip(x), inplace=True)
 
 
+def residual_stages(channels: int, width: int) -> nn.Sequential:
+    """Images of `channels` channels -> a map of 4 w channels at a quarter of the size: a stem, then blocks of w, 2w, 4w."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        Block(width, width, 1),
+        Block(width, 2 * width, 2),
+        Block(2 * width, 4 * width, 2),
+    )
+
+
 class ClassifierNetwork(nn.Module):
     """Three stages of width w, 2w, 4w, global average pooling, a `dim`-wide feature layer, class logits."""
 
     def __init__(self, width: int, dim: int, dropout: float, spec: DatasetSpec) -> None:
         super().__init__()
-        channels = spec.image_shape[0]
-        self.stages = nn.Sequential(
-            nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            Block(width, width, 1),
-            Block(width, 2 * width, 2),
-            Block(2 * width, 4 * width, 2),
-        )
+        self.stages = residual_stages(spec.image_shape[0], width)
         self.to_features = nn.Linear(4 * width, dim)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(dim, spec.num_classes)

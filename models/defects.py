@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from synthgen import randomness
 from synthgen.config.schema import AugmentConfig, ClassifierConfig
 from synthgen.data.transforms import to_float, warp
-from synthgen.models.classifier import Block, one_cycle
+from synthgen.models.classifier import one_cycle, residual_stages
 from synthgen.shapes import Bool, Float, Int64, UInt8
 from synthgen.types import DatasetSpec
 
@@ -45,14 +45,7 @@ class DefectNetwork(nn.Module):
 
     def __init__(self, width: int, dropout: float, channels: int) -> None:
         super().__init__()
-        self.stages = nn.Sequential(
-            nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            Block(width, width, 1),
-            Block(width, 2 * width, 2),
-            Block(2 * width, 4 * width, 2),
-        )
+        self.stages = residual_stages(channels, width)
         hidden = nn.Linear(8 * width, 64)
         self.head = nn.Sequential(hidden, nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(64, 1 + len(KINDS)))
 

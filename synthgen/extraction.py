@@ -74,8 +74,9 @@ def feature_set(
 ) -> FeatureSet:
     """`extract` of a batch, with its labels and keys; taken from `cache` where it holds these images' features.
 
-    An entry is named by (fingerprint of the images, extractor's id, kind of device, micro-batch) and carries them, and a
-    sha256 of the features: whatever doesn't agree is computed again, and `note` is told.
+    An entry is named by (fingerprint of the images, extractor's id, torch's version, model of the device, micro-batch) and
+    carries them, and a sha256 of the features: whatever doesn't agree is computed again, and `note` is told if it lies
+    under this entry's name.
 
     Args:
         extractor: see `synthgen.metrics.extractors`.
@@ -92,7 +93,8 @@ def feature_set(
         "schema": SCHEMA,
         "images": fingerprint(batch.images),
         "extractor": extractor.id,
-        "device": device,
+        "torch": torch.__version__,
+        "device": _device_model(device),
         "micro_batch": str(extractor.micro_batch),
     }
     path = cache / f"{storage.sha256_json(about)}.safetensors"
@@ -113,6 +115,11 @@ def fingerprint(images: UInt8[np.ndarray, "n c h w"]) -> str:
     for start in range(0, len(images), 1024):
         digest.update(np.ascontiguousarray(images[start : start + 1024]).tobytes())
     return digest.hexdigest()
+
+
+def _device_model(device: str) -> str:
+    """What a feature's last bits depend on besides torch: the GPU's model, or the vector instructions that the CPU has."""
+    return f"{device} {torch.cuda.get_device_name() if device == 'cuda' else torch.backends.cpu.get_cpu_capability()}"
 
 
 def check_devices(device: str, devices: int) -> None:
@@ -258,7 +265,7 @@ def _read_entry(path: Path, about: dict[str, str], n: int) -> np.ndarray | str:
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         return f"not readable ({error})"
     if {key: value for key, value in found.items() if key != "sha256"} != about:
-        return "belongs to other images or another extractor"
+        return "belongs to other images, another extractor, torch or device"
     if features.dtype != np.float32 or features.ndim != 2 or len(features) != n or _sha256(features) != found.get("sha256"):
         return "is damaged"
     return features

@@ -4,6 +4,8 @@ evidence.py    what it looks at: images with features, judges' probabilities, th
 signals.py     one figure an image and family of evidence
 filters.py     thresholds from held-out real images; keep, or drop with a reason
 selection.py   which of the valid samples a budget takes
+halves.py      halves of the reference, candidates to match, and what they score
+least.py       fewest images a side, metric by metric
 judge.py       the set's verdict, against real-against-real, with intervals
 sensitivity.py what the per-sample checks find of planted copies and defects
 intervals.py   intervals of shares and of shifts

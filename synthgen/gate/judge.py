@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +12,16 @@ import torch
 from synthgen.config.schema import GateConfig
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.filters import Sifted
+from synthgen.gate.halves import Views, draw_splits, draw_within_class, scored
 from synthgen.gate.intervals import share_difference, somers_d, wilson
+from synthgen.gate.least import LEAST, too_few
 from synthgen.gate.signals import COPY_REASONS, FAMILIES, is_bad
 from synthgen.metrics.diversity import vendi
 from synthgen.metrics.frechet import frechet_distance
 from synthgen.metrics.kernel import kid, median_distance, mmd_rbf
 from synthgen.metrics.pixels import principal_components
 from synthgen.metrics.prdc import prdc
-from synthgen.randomness import stream
-from synthgen.shapes import Float, Int64
+from synthgen.shapes import Float
 from synthgen.types import UNLABELLED, ClassFidelity, GateDecision, GateReport, Metric, Planted
 
 LIMITED = (
@@ -56,12 +56,6 @@ CLASS_SPLITS = 20
 
 NOTICED = 4
 """Spreads of real against real from which a metric is mentioned though it keeps its limit."""
-
-MAX_SETS = 4
-"""Most sets of candidates that are read against one half of the reference: they share its noise, so more hardly help."""
-
-MIN_SIDE = 50
-"""Fewest images a side for a metric of features: below it FID and recall of real against real vary as much as they are."""
 
 
 def judge(
@@ -141,110 +135,35 @@ def _decides(metric: Metric, config: GateConfig) -> bool:
     return metric.limit is not None or (metric.value is None and wanted)
 
 
-class _Split(NamedTuple):
-    """Rows of two halves of the reference, and of as large sets of candidates to match the second."""
-
-    a: Int64[np.ndarray, " n"]
-    b: Int64[np.ndarray, " n"]
-    c: list[Int64[np.ndarray, " n"]]
-
-
-def _draw_splits(candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int) -> list[_Split]:
-    """Halves (A, B) of the reference of equal class mix, and half of the kept candidates in sets C of the same size and mix.
-
-    Classes are labels if the reference has them, else what the judge takes the images for, on both sides. (With chance
-    mixes most of FID's spread on digits was that of the class counts: 3.7 at 150 images a side, with equal ones 0.9.)
-    """
-    classes, offered = (
-        e.labels if real.reference.labelled else e.probabilities.argmax(axis=1) for e in (real.reference, candidates)
-    )
-    pool = np.flatnonzero(kept)
-    n = min(len(classes) // 2, len(pool) // 2, config.max_side)
-    num_sets = min(MAX_SETS, len(pool) // (2 * n)) if n else 0
-    splits = []
-    for split in range(config.splits):
-        rng = stream(seed, "gate splits", split)
-        a, b = _draw_halves(classes, n, rng)
-        wanted = np.bincount(classes[b])
-        left, sets = pool, []
-        for _ in range(num_sets):
-            sets.append(_draw_in_mix(left, offered[left], wanted, rng))
-            left = np.setdiff1d(left, sets[-1], assume_unique=True)
-        splits.append(_Split(a, b, sets))
-    return splits
-
-
-def _draw_halves(classes: Int64[np.ndarray, " m"], n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two disjoint sets of n rows at random: images are paired within their class, and each pair is parted."""
-    order = rng.permutation(len(classes))
-    order = order[np.argsort(classes[order], kind="stable")]
-    pairs = rng.permuted(order[: len(order) // 2 * 2].reshape(-1, 2), axis=1)
-    a, b = pairs[rng.permutation(len(pairs))[:n]].T
-    return a, b
-
-
-def _draw_in_mix(
-    pool: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"], wanted: Int64[np.ndarray, " k"], rng: np.random.Generator
-) -> Int64[np.ndarray, " n"]:
-    """As many rows of the pool of each class as wanted, at random; where a class runs out, others fill up."""
-    order = rng.permutation(len(pool))
-    chosen = np.zeros(len(pool), dtype=bool)
-    for label, count in enumerate(wanted):
-        chosen[order[labels[order] == label][:count]] = True
-    spare = order[~chosen[order]]
-    chosen[spare[: int(wanted.sum() - chosen.sum())]] = True
-    return pool[chosen]
-
-
 def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int) -> list[Metric]:
     """`OF_FEATURES` of the kept candidates: distances, shares and diversity in features, recall and coverage in pixels."""
-    splits = _draw_splits(candidates, real, kept, config, seed)
-    n = len(splits[0].a)
-    if n < MIN_SIDE:
-        note = (
-            f"refused: {n} images a side, at least {MIN_SIDE} are needed "
-            f"({len(real.reference)} reference images and {int(kept.sum())} kept candidates, at least {2 * MIN_SIDE} of each)"
-        )
-        return [_refused(name, n, note) for name in OF_FEATURES]
-    reference, synthetic, blurred = (f.features for f in (real.reference.features, candidates.features, real.blurred))
+    splits = draw_splits(candidates, real, kept, config, seed)
+    n, found = len(splits[0].a), f"{len(real.reference)} reference images and {int(kept.sum())} kept candidates"
+    refused = {name: _refused(name, n, too_few(n, LEAST[name], found)) for name in OF_FEATURES if n < LEAST[name]}
+    if len(refused) == len(OF_FEATURES):
+        return list(refused.values())
     basis = np.concatenate([real.train.images, real.val.images])
-    plain, plain_synthetic = (principal_components(e.images, basis).numpy() for e in (real.reference, candidates))
-    k, sigma = config.neighbours, median_distance(torch.from_numpy(reference)) or 1.0
-    scores = np.empty((config.splits, 2, len(OF_FEATURES)))
-    defect = np.empty(config.splits)
-    for i, split in enumerate(splits):
-        a, b = reference[split.a], reference[split.b]
-        scores[i, 0] = _score(a, b, plain[split.a], plain[split.b], k, sigma)
-        scores[i, 1] = np.mean([_score(a, synthetic[c], plain[split.a], plain_synthetic[c], k, sigma) for c in split.c], axis=0)
-        defect[i] = frechet_distance(a, _partly(b, blurred[split.b], config.max_defect)) - scores[i, 0, 0]
+    reference, synthetic = (
+        (e.features.features, principal_components(e.images, basis).numpy()) for e in (real.reference, candidates)
+    )
+    k, sigma = config.neighbours, median_distance(torch.from_numpy(reference[0])) or 1.0
+
+    def score(a: Views, b: Views) -> tuple[float, ...]:
+        (x, u), (y, v) = a, b
+        plain = prdc(u, v, k)
+        return frechet_distance(x, y), kid(x, y), mmd_rbf(x, y, sigma), *prdc(x, y, k), vendi(y), plain.recall, plain.coverage
+
+    scores, defect = scored(splits, reference, synthetic, real.blurred.features, score, config.max_defect)
     limits = {"fid": _yardstick(defect, scores[:, 0, 0], config)}
     least = {"precision": config.min_precision, "recall": config.min_recall, "coverage": config.min_coverage}
     for name, share in (least | {f"pixel_{name}": least[name] for name in ("recall", "coverage")}).items():
         floor = float(scores[:, 0, OF_FEATURES.index(name)].mean())
         limits[name] = (-(1 - share) * floor, f"at least {share:.0%} of real against real")
     return [
-        _jackknifed(name, scores[:, :, i], n, *_bounded(name, limits.get(name, (None, SHOWN)), scores[:, 0, i].mean(), config))
+        refused.get(name)
+        or _jackknifed(name, scores[:, :, i], n, *_bounded(name, limits.get(name, (None, SHOWN)), scores[:, 0, i].mean(), config))
         for i, name in enumerate(OF_FEATURES)
     ]
-
-
-def _score(
-    x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, "m d"],
-    u: Float[np.ndarray, "n e"],
-    v: Float[np.ndarray, "m e"],
-    k: int,
-    sigma: float,
-) -> tuple[float, ...]:
-    """`OF_FEATURES` of features x and y, and of the pixels' components u and v of the same images."""
-    plain = prdc(u, v, k)
-    return frechet_distance(x, y), kid(x, y), mmd_rbf(x, y, sigma), *prdc(x, y, k), vendi(y), plain.recall, plain.coverage
-
-
-def _partly(real: Float[np.ndarray, "n d"], defective: Float[np.ndarray, "n d"], share: float) -> Float[np.ndarray, "n d"]:
-    """The real features, `share` of them replaced by those of the same images with a defect."""
-    num = round(share * len(real))
-    return np.concatenate([defective[:num], real[num:]])
 
 
 def _yardstick(defect: Float[np.ndarray, " s"], null: Float[np.ndarray, " s"], config: GateConfig) -> tuple[float, str]:
@@ -284,33 +203,27 @@ def _by_class(
     The latter sees wrong labels, which no other metric of features does; its limit is FID's, within classes. It is there
     if every class of train has enough images.
     """
-    reference, synthetic, blurred = (f.features for f in (real.reference.features, candidates.features, real.blurred))
+    reference, synthetic = real.reference.features.features, candidates.features.features
     rows, columns, defects, sides = [], [], [], []
     trained = set(np.unique(real.train.labels).tolist())
-    refusal = ""
+    least, refusal = LEAST["class_conditional_fid"], ""
+
+    def score(x: Views, y: Views) -> tuple[float, ...]:
+        precision, recall, _, coverage = prdc(x[0], y[0], config.neighbours)
+        return frechet_distance(x[0], y[0]), precision, recall, coverage
+
     for label, name in enumerate(class_names):
         own = candidates.labels == label
         held, pool = np.flatnonzero(real.reference.labels == label), np.flatnonzero(kept & own)
         n = min(len(held) // 2, len(pool) // 2, config.max_side)
         made, left = int(own.sum()), len(pool)
-        if n < MIN_SIDE:
-            note = (
-                f"refused: {n} images a side, at least {MIN_SIDE} are needed "
-                f"({len(held)} labelled reference images and {left} kept candidates of {name!r}, at least {2 * MIN_SIDE} of each)"
-            )
+        if n < least:
+            note = too_few(n, least, f"{len(held)} labelled reference images and {left} kept candidates of {name!r}")
             rows.append(ClassFidelity(name, made, left, 0, {}, {}, note))
             refusal = refusal or (note if label in trained else "")
             continue
-        splits = min(config.splits, CLASS_SPLITS)
-        scores, defect = np.empty((splits, 2, len(CLASS_METRICS))), np.empty(splits)
-        for s in range(splits):
-            rng = stream(seed, f"gate splits within class {label}", s)
-            order = rng.permutation(held)
-            a, b, c = order[:n], order[n : 2 * n], rng.permutation(pool)[:n]
-            for side, y in enumerate((reference[b], synthetic[c])):
-                precision, recall, _, coverage = prdc(reference[a], y, config.neighbours)
-                scores[s, side] = frechet_distance(reference[a], y), precision, recall, coverage
-            defect[s] = frechet_distance(reference[a], _partly(reference[b], blurred[b], config.max_defect)) - scores[s, 0, 0]
+        splits = draw_within_class(held, pool, n, min(config.splits, CLASS_SPLITS), label, seed)
+        scores, defect = scored(splits, (reference,), (synthetic,), real.blurred.features, score, config.max_defect)
         null, value = (dict(zip(CLASS_METRICS, map(float, means), strict=True)) for means in scores.mean(axis=0))
         rows.append(ClassFidelity(name, made, left, n, value, null, ""))
         columns.append(scores[:, :, 0])
@@ -384,8 +297,8 @@ def _shifts(sifted: Sifted, config: GateConfig) -> list[Metric]:
         name, held_out = f"{family}_shift", sifted.calibration.null[family]
         kept = sifted.signals[family][sifted.kept]
         n = min(len(kept), len(held_out))
-        if n < MIN_SIDE:
-            note = f"refused: {len(kept)} kept candidates against {len(held_out)} real images, at least {MIN_SIDE} are needed"
+        if n < LEAST[name]:
+            note = f"refused: {len(kept)} kept candidates against {len(held_out)} real images, at least {LEAST[name]} are needed"
             metrics.append(_refused(name, n, note))
             continue
         d, error = somers_d(kept, held_out)

@@ -16,6 +16,7 @@ from synthgen.data.planted import blurred
 from synthgen.errors import ConfigError, DataError, StorageError
 from synthgen.gate import filters, judge
 from synthgen.gate.evidence import Evidence, Real
+from synthgen.gate.least import LEAST
 from synthgen.gate.sensitivity import planted_recall
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.order import Order
@@ -46,8 +47,7 @@ def features(order: Order, split: Split, out: Path) -> None:
     """
     config = order.config
     own = config.features
-    settings = {**order.section("features", "classifier", "augment", "seed"), "device": order.device}
-    settings["features"] = {name: value for name, value in settings["features"].items() if name not in EXTRACTOR_KEYS}
+    settings = _settings(order, ("features", "classifier", "augment", "seed"), EXTRACTOR_KEYS)
     with order.stage(out, "features", settings, {"split": split.digest}) as work:
         if not work.done:
             detectors = DEFECT_FOLDS if own.defect_steps else 0
@@ -67,6 +67,13 @@ def features(order: Order, split: Split, out: Path) -> None:
                 Judging(order, split, out).remember_real()
     words = "a defect detector" if own.defect_steps else "no defect detector"
     order.progress.finish("features", f"{own.folds + 1} networks on the train fold, {words}, {storage.seconds(out):.0f} s")
+
+
+def _settings(order: Order, sections: tuple[str, ...], left_out: tuple[str, ...]) -> dict[str, Any]:
+    """What a stage's fingerprint covers: these sections, `features` without the keys left out, and the device."""
+    found = order.section(*sections)
+    own = {name: value for name, value in found["features"].items() if name not in left_out}
+    return {**found, "features": own, "device": order.device}
 
 
 def _trained(order: Order, module: Classifier | DefectDetector, batch: Batch) -> bytes:
@@ -107,8 +114,7 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
     """
     config = order.config
     batch, _, digest = load_candidates(candidates, split.spec, config)
-    settings = {**order.section("gate", "features", "seed"), "device": order.device}
-    settings["features"] = {name: value for name, value in settings["features"].items() if name not in NEVER_CHANGE_A_BYTE}
+    settings = _settings(order, ("gate", "features", "seed"), NEVER_CHANGE_A_BYTE)
     inputs = {"split": split.digest, "features": storage.folder_digest(networks), "candidates": digest}
     if config.features.extractor != "domain":
         inputs["extractor"] = extractors.check(config.features)
@@ -153,10 +159,11 @@ def check_sizes(order: Order, split: Split) -> None:
     Raises:
         DataError: too few reference images; a ConfigError where too few candidates are asked for.
     """
-    num, need = len(split.role("reference")), 2 * judge.MIN_SIDE
+    side = max(LEAST.get(name, 1) for name in judge.NEEDED)
+    num, need = len(split.role("reference")), 2 * side
     if num < need:
         raise DataError(
-            f"split.reference: {num} images, and the gate's metrics need {need} ({judge.MIN_SIDE} against {judge.MIN_SIDE}); "
+            f"split.reference: {num} images, and the gate's metrics need {need} ({side} against {side}); "
             f"give split.reference={need} or more, or more images"
         )
     if order.config.generate.num < need:

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from synthgen.config.schema import GateConfig
 from synthgen.data.planted import COPIES, DEFECTS, noisy
+from synthgen.errors import DataError
 from synthgen.gate import filters, judge, signals
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.metrics.copies import nearest_other
@@ -162,7 +163,8 @@ class KnownAnswers:
         for name, plant in DEFECTS.items():
             images = plant(self.unseen.images, stream(self.seed, f"known answers {name}"))
             yield from self.mixed(name, self._pool_of(images, self.unseen.labels), (1.0, *self._shares(True)))
-        yield from self.mixed("wrong labels", self.wrong_labels(), (1.0, *SHARES))
+        if len(self.class_names) > 1:
+            yield from self.mixed("wrong labels", self.wrong_labels(), (1.0, *SHARES))
         if len(self.outliers):
             rows = np.arange(len(self.unseen)) % len(self.outliers)
             strangers = self.outliers.take(rows)
@@ -183,8 +185,14 @@ class KnownAnswers:
             yield self.answer(name, both, num)
 
     def wrong_labels(self) -> Pool:
-        """The good images under another class each."""
+        """The good images under another class each.
+
+        Raises:
+            DataError: one class only. (`answers` leaves this set out then, and that without the class.)
+        """
         labels, k = self.unseen.labels, len(self.class_names)
+        if k < 2:
+            raise DataError(f"known answers: one class only, {self.class_names[0]!r}; no label can be wrong")
         wrong = (labels + stream(self.seed, "wrong labels").integers(1, k, len(labels))) % k
         return self.good.relabelled(wrong, self.real, self.config)
 
@@ -200,11 +208,12 @@ class KnownAnswers:
             yield self.answer("duplicates in the set", both, num, partners=np.arange(num, num + len(extra)))
 
     def narrowed(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Sets of good images that leave something out: name and rows."""
+        """Sets of good images that leave something out: name and rows; no class is dropped where there is one only."""
         labels = self.unseen.labels
         pixels = self.unseen.images.reshape(len(labels), -1).astype(np.float32)
         counts = np.bincount(labels, minlength=len(self.class_names))
-        yield "a class dropped", np.flatnonzero(labels != int(counts.argmax()))
+        if (counts > 0).sum() > 1:
+            yield "a class dropped", np.flatnonzero(labels != int(counts.argmax()))
         central, one_sided, single = [], [], []
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)

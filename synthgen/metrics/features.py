@@ -1,4 +1,4 @@
-"""Images -> features of a network, and the checks that every metric makes of its features."""
+"""The checks that every metric makes of its features; an extractor's id, and images in micro-batches."""
 
 from __future__ import annotations
 
@@ -9,54 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthgen.data.transforms import to_float
 from synthgen.errors import DataError
 from synthgen.shapes import Float, UInt8
-from synthgen.types import Batch, FeatureSet
 
 Array = Tensor | np.ndarray
 """What a metric takes: a torch tensor or a numpy array."""
 
 MICRO_BATCH = 128
 """Images a forward pass; fixed and padded, since a network's last bits change with the batch size."""
-
-
-def extract(network: nn.Module, batches: Iterable[Batch], extractor: str, device: torch.device | str = "cpu") -> FeatureSet:
-    """Features of all images of `batches`, in their order; the same bytes however the batches are cut.
-
-    Args:
-        network: maps float images in [-1, 1], shape (b, c, h, w), to features, shape (b, d). It runs in eval mode and
-            comes back in the mode it was in.
-        batches: the images; at least one.
-        extractor: name of the extractor, see `extractor_id`.
-        device: where the network runs; it is moved there.
-
-    Raises:
-        DataError: no images, or features that aren't finite.
-    """
-    mode = network.training
-    network.to(device).eval()
-    parts: list[Tensor] = []
-    labels: list[np.ndarray] = []
-    keys: list[str] = []
-
-    def images() -> Iterator[UInt8[np.ndarray, "b c h w"]]:
-        for batch in batches:
-            labels.append(batch.labels)
-            keys.extend(batch.keys)
-            yield batch.images
-
-    try:
-        with torch.no_grad():
-            for block, count in micro_batches(images(), MICRO_BATCH):
-                parts.append(network(to_float(block).to(device))[:count].float().cpu())
-    finally:
-        network.train(mode)
-    if not parts:
-        raise DataError(f"{extractor}: no images to take features of")
-    features = torch.cat(parts)
-    check_finite(features, extractor)
-    return FeatureSet(extractor, features.numpy(), np.concatenate(labels), tuple(keys))
 
 
 def extractor_id(network: nn.Module, description: str) -> str:

@@ -339,6 +339,40 @@ def test_a_cached_set_is_not_computed_again(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_features_of_another_torch_or_cpu_are_not_taken(tmp_path, monkeypatch):
+    """Their last bits are others. An entry that only bears the right name is refused by what it says of itself."""
+    network = Counting(convolution())
+    extractor, batch = extractors.domain(network, "toy"), toy_images(50, (1, 8, 8), 3)
+    extraction.feature_set(extractor, batch, cache=tmp_path)
+    (first,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.0.0")
+        extraction.feature_set(extractor, batch, cache=tmp_path, note=pytest.fail)
+        assert network.calls == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "a CPU of another kind")
+        extraction.feature_set(extractor, batch, cache=tmp_path, note=pytest.fail)
+        assert network.calls == 3
+    others = set(tmp_path.iterdir()) - {first}
+    assert len(others) == 2
+    for other in others:
+        first.write_bytes(other.read_bytes())
+        said: list[str] = []
+        extraction.feature_set(extractor, batch, cache=tmp_path, note=said.append)
+        assert said == [f"{first}: belongs to other images, another extractor, torch or device; the features are computed again"]
+    assert network.calls == 5
+
+
+def test_features_of_one_gpu_are_not_taken_for_those_of_another(tmp_path, monkeypatch):
+    made: list[str] = []
+    monkeypatch.setattr(extraction, "extract", lambda *_: made.append("") or np.zeros((50, 2), np.float32))
+    extractor, batch = extractors.domain(convolution(), "toy"), toy_images(50, (1, 8, 8), 3)
+    for device, model in (("cuda", "H100"), ("cuda", "A100"), ("cuda", "H100"), ("cpu", "H100")):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda model=model: model)
+        extraction.feature_set(extractor, batch, device, cache=tmp_path, note=pytest.fail)
+    assert len(made) == len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "header", "foreign", "empty"])
 def test_a_damaged_entry_is_computed_again_and_said_so(tmp_path, damage):
     extractor = extractors.domain(convolution(), "toy")

@@ -16,7 +16,8 @@ from synthgen.config.schema import BoundsConfig, GateConfig
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.filters import Sifted, sift
 from synthgen.gate.intervals import share_difference, somers_d, wilson
-from synthgen.gate.judge import MIN_SIDE, judge
+from synthgen.gate.judge import OF_FEATURES, SHIFTING, judge
+from synthgen.gate.least import LEAST
 from synthgen.types import UNLABELLED, FeatureSet, GateReport, Metric, Planted
 
 NAMES = ("cat", "dog")
@@ -145,6 +146,37 @@ def test_max_side_caps_the_images_a_side(oracle: tuple[Evidence, Sifted], real: 
     assert metric(capped, "label_agreement").n == 500
 
 
+def test_each_metric_has_its_own_fewest_images(real: Real) -> None:
+    assert set(LEAST) == {*OF_FEATURES, "class_conditional_fid", *(f"{family}_shift" for family in SHIFTING)}
+    assert max(LEAST.values()) <= GateConfig.model_fields["max_side"].metadata[0].ge, "no cap refuses what it lets through"
+    candidates = evidence(130, 4, "candidate")
+    report = said((candidates, all_kept(sift(candidates, real, CONFIG))), real)
+    for name in OF_FEATURES:
+        found = metric(report, name)
+        assert found.n == 65
+        assert (found.value is None) == (LEAST[name] > 65), name
+    assert metric(report, "mmd").note == (
+        "refused: 65 images a side, at least 75 are needed (600 reference images and 130 kept candidates, at least 150 of each)"
+    )
+    assert metric(report, "density").note.startswith("refused: 65 images a side, at least 100 are needed (")
+    assert report.verdict == "accept", "what is shown only may be missing"
+    bounded = said((candidates, all_kept(sift(candidates, real, CONFIG))), real, bounds=BoundsConfig(density=0.01, mmd=1.0))
+    assert bounded.verdict == "insufficient evidence"
+    assert f"mmd: {metric(report, 'mmd').note}" in bounded.reasons
+    assert f"density: {metric(report, 'density').note}" in bounded.reasons
+
+
+def test_a_shift_has_its_own_fewest_images(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = evidence(130, 4, "candidate")
+    sifted = all_kept(sift(candidates, real, CONFIG))
+    monkeypatch.setitem(LEAST, "defect_shift", 131)
+    report = said((candidates, sifted), real)
+    assert metric(report, "support_shift").value is not None
+    refused = metric(report, "defect_shift")
+    assert refused.value is None
+    assert re.fullmatch(r"refused: 130 kept candidates against \d+ real images, at least 131 are needed", refused.note)
+
+
 # Classes
 
 
@@ -179,7 +211,7 @@ def test_a_class_with_too_few_images_is_refused_by_name(oracle: tuple[Evidence, 
     thin = replace(real, reference=relabelled(real.reference, labels))
     report = said(oracle, thin)
     cat, dog = report.classes
-    assert cat.n >= MIN_SIDE
+    assert cat.n >= LEAST["class_conditional_fid"]
     assert (dog.n, dog.metrics, dog.reference) == (0, {}, {})
     assert dog.note == (
         f"refused: 30 images a side, at least 50 are needed (60 labelled reference images and {dog.kept} kept candidates "

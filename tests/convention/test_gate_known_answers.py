@@ -21,10 +21,12 @@ from synthgen.config.schema import GateConfig
 from synthgen.data.planted import blurred
 from synthgen.data.transforms import to_float
 from synthgen.errors import DataError
+from synthgen.extraction import feature_set
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.filters import Sifted, calibrate, sift
-from synthgen.gate.judge import judge
-from synthgen.metrics.features import extract, extractor_id
+from synthgen.gate.judge import HIGHER_IS_BETTER, OF_FEATURES, judge
+from synthgen.gate.least import LEAST
+from synthgen.metrics import extractors
 from synthgen.types import UNLABELLED, Batch, GateReport
 
 SEEDS = (0, 1, 2)
@@ -99,7 +101,7 @@ def probabilities(nets: list[Net], images: np.ndarray) -> np.ndarray:
 
 
 def evidence(extractor: Net, judges: list[Net], images: np.ndarray, labels: np.ndarray, keys: tuple[str, ...]) -> Evidence:
-    features = extract(extractor, [Batch(images, labels, keys)], extractor_id(extractor, "digits"))
+    features = feature_set(extractors.domain(extractor, "digits"), Batch(images, labels, keys))
     return Evidence(images, features, probabilities(judges, images))
 
 
@@ -266,6 +268,42 @@ def test_a_missing_class_is_named(setting: Setting) -> None:
     report, _ = setting.verdict(IMAGES[rows], LABELS[rows])
     assert report.verdict == "reject"
     assert report.reasons[0] == "class '3' has 0 kept candidates of 0, at least 5 are needed"
+
+
+# Few images
+
+
+def few(given: Setting, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> GateReport:
+    """The verdict against these rows of the reference alone; nothing is dropped."""
+    r, b = given.real.reference, given.real.blurred
+    keys = tuple(r.features.keys[i] for i in rows)
+    features = replace(r.features, features=r.features.features[rows], labels=r.labels[rows], keys=keys)
+    less = Evidence(r.images[rows], features, r.probabilities[rows])
+    real = replace(given.real, reference=less, blurred=replace(features, features=b.features[rows]))
+    candidates = given.evidence(images, labels)
+    sifted = sift(candidates, real, CONFIG)
+    everything = np.ones(len(images), dtype=bool)
+    return judge(candidates, real, replace(sifted, valid=everything, kept=everything, reasons={}), CONFIG, NAMES)
+
+
+@pytest.mark.parametrize("n", sorted(set(LEAST.values())))
+def test_with_the_fewest_images_a_plain_defect_of_the_whole_set_is_beyond_chance(
+    settings: dict[int, Setting], rng: np.random.Generator, n: int
+) -> None:
+    """One image a class; blur for density, which sees no collapse; precision sees neither with so few images."""
+    seen: dict[str, list[bool]] = {}
+    for s in settings.values():
+        rows, unseen = rng.permutation(300)[: 2 * n], rng.permutation(s.unseen)
+        single = np.array([unseen[LABELS[unseen] == digit][0] for digit in range(10)])
+        some = np.resize(single, 2 * n) if n < LEAST["density"] else unseen[: 2 * n]
+        images = IMAGES[some] if n < LEAST["density"] else blurred(blurred(blurred(IMAGES[some])))
+        for m in few(s, images, LABELS[some], rows).metrics:
+            if LEAST.get(m.name) == n and m.name in OF_FEATURES and m.name != "precision":
+                assert m.low is not None, m.note
+                assert m.high is not None
+                seen.setdefault(m.name, []).append(m.high < 0 if m.name in HIGHER_IS_BETTER else m.low > 0)
+    assert seen
+    assert {name: found for name, found in seen.items() if sum(found) < 2} == {}, "2 of 3 splits"
 
 
 # Wrong labels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from synthgen import jobs
 from synthgen.config.load import load
 from synthgen.data.planted import COPIES, DEFECTS
+from synthgen.errors import DataError
 from synthgen.gate import signals
 from synthgen.gate.sensitivity import planted_recall
 from synthgen.jobs.gates import Judging
@@ -86,6 +89,20 @@ def test_wrong_labels_are_found_by_label(asking: KnownAnswers) -> None:
     assert half.reasons["label"] > 0.5
     assert half.auroc["label"] > 0.9
     assert 0.3 < half.auroc["copy"] < 0.7, "pixels know nothing of labels"
+
+
+def test_of_one_class_no_label_can_be_wrong_and_no_class_be_dropped(
+    asking: KnownAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = copy(asking)
+    alone.class_names = ("digit",)
+    alone.unseen = Batch(asking.unseen.images, np.zeros(NUM, np.int64), asking.unseen.keys)
+    with pytest.raises(DataError, match="one class only, 'digit'; no label can be wrong"):
+        alone.wrong_labels()
+    monkeypatch.setattr(KnownAnswers, "answer", lambda self, name, *_, **__: name)
+    monkeypatch.setattr(KnownAnswers, "mixed", lambda self, name, *_: iter([name]))
+    left_out = set(asking.answers()) - set(alone.answers())
+    assert left_out == {"wrong labels", "a class dropped"}
 
 
 def test_a_dropped_class_is_named(asking: KnownAnswers) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import jaxtyping
 import numpy as np
@@ -14,13 +13,12 @@ from torch import nn
 from synthgen.errors import DataError
 from synthgen.metrics import kernel, neighbours
 from synthgen.metrics.copies import duplicate_groups
-from synthgen.metrics.features import MICRO_BATCH, extract, extractor_id
+from synthgen.metrics.features import extractor_id
 from synthgen.metrics.frechet import frechet_distance
 from synthgen.metrics.kernel import kid, mmd_rbf
 from synthgen.metrics.lowlevel import lowlevel
 from synthgen.metrics.neighbours import knn
 from synthgen.metrics.prdc import prdc
-from synthgen.types import Batch
 
 
 @pytest.fixture
@@ -187,32 +185,6 @@ class Flat(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.layer(x.flatten(1)))
-
-
-def cut(batch: Batch, *edges: int) -> list[Batch]:
-    return [batch.take(np.arange(start, stop)) for start, stop in pairwise((0, *edges, len(batch)))]
-
-
-def test_features_do_not_depend_on_how_the_images_are_batched(rng: np.random.Generator) -> None:
-    n = 2 * MICRO_BATCH + 9
-    batch = Batch(pictures(rng, n), np.arange(n) % 3, tuple(f"k{i}" for i in range(n)))
-    network = Flat().train()
-    whole = extract(network, [batch], "flat")
-    pieces = extract(network, cut(batch, 1, 131, 181), "flat")
-    assert whole.features.tobytes() == pieces.features.tobytes()
-    assert whole.keys == pieces.keys == batch.keys
-    assert (whole.labels == batch.labels).all()
-    assert whole.features.dtype == np.float32
-    assert network.training  # as it was, though dropout was off meanwhile
-
-
-def test_features_that_are_not_finite_stop_the_extraction(rng: np.random.Generator) -> None:
-    network = Flat()
-    nn.init.constant_(network.layer.bias, float("nan"))
-    with pytest.raises(DataError, match="flat: 3 of 3 rows"):
-        extract(network, [Batch(pictures(rng, 3), np.zeros(3, np.int64), ("a", "b", "c"))], "flat")
-    with pytest.raises(DataError, match="no images"):
-        extract(network, [], "flat")
 
 
 def test_the_extractor_id_follows_the_weights() -> None:
