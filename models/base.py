@@ -141,8 +141,8 @@ def to_bytes(generator: Generator, trained_on: str = "") -> bytes:
         generator: what to keep.
         trained_on: digest of the split it was trained on, so that it isn't used with another split of the same images.
     """
-    network = lora.merged(generator.ema.network)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = lora.merged(generator.ema.network)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     about = {
         "schema": CHECKPOINT_SCHEMA,
         "kind": generator.kind,

@@ -1,12 +1,10 @@
 """Low-rank changes of a trained network's attention layers (LoRA, Hu et al. 2021): W + B A, with B zero at the start.
 
-They are parametrisations of the weights, so the layers stay what they are to everybody else, and `merge` leaves a plain
-network behind.
+They are parametrisations of the weights, so the layers stay what they are to everybody else, and `merged`
+gives the state of a plain network.
 """
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +43,13 @@ def add(network: nn.Module, rank: int) -> None:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
 
 
-def merged(network: nn.Module) -> nn.Module:
-    """The network itself where nothing was added, else a copy whose weights hold the changes."""
-    if not any(isinstance(module, LowRank) for module in network.modules()):
-        return network
-    plain = copy.deepcopy(network)
-    for module in list(plain.modules()):
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return plain
+def merged(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state with the changes in the weights: what a network without them loads."""
+    state: dict[str, Tensor] = dict(network.state_dict())
+    for name, module in network.named_modules():
+        parametrizations = getattr(module, "parametrizations", None)
+        if parametrizations is not None and isinstance(parametrizations["weight"][0], LowRank):
+            state[f"{name}.weight"] = module.weight.detach()
+            for key in [key for key in state if key.startswith(f"{name}.parametrizations.")]:
+                del state[key]
+    return state

@@ -164,7 +164,7 @@ def diffusers_scheduler(name: str) -> Any:
         "diffusers_ddim": ("DDIMScheduler", {**betas, "clip_sample": False, "timestep_spacing": "trailing"}),
         "diffusers_dpmpp": ("DPMSolverMultistepScheduler", {**betas, "timestep_spacing": "trailing"}),
         "diffusers_unipc": ("UniPCMultistepScheduler", {**betas, "timestep_spacing": "trailing"}),
-        "diffusers_euler": ("EulerDiscreteScheduler", {**betas, "use_karras_sigmas": True, "timestep_spacing": "trailing"}),
+        "diffusers_euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "trailing"}),
     }
     scheduler, settings = known[name]
     return getattr(diffusers, scheduler)(**settings)

@@ -128,7 +128,7 @@ def audit(
 
 def train(
     data: Annotated[Path, typer.Argument(help="folder of `synthgen audit`")],
-    model: Annotated[str, typer.Argument(help="vae, gan or diffusion")],
+    model: Annotated[str, typer.Argument(help="vae, vqvae, gan, diffusion, or one that is installed")],
     overrides: Overrides = None,
     out: Out = None,
     recipe: RecipeOption = None,
@@ -136,16 +136,19 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Trains a generator on the train fold: OUT/generator.safetensors. Default OUT: DATA/train/MODEL."""
+    """Trains a generator on the train fold: OUT/generator.safetensors. Default OUT: DATA/train/MODEL.
+
+    The gate's networks in DATA/features, trained first where they aren't there, look at its samples (`looks.times=0`: not).
+    """
+    from synthgen.config import extensions
+
+    if model not in extensions.BUILT_IN:
+        extensions.class_of(model)
     config = _config(recipe, data, overrides)
     from synthgen import jobs
-    from synthgen.errors import did_you_mean
-    from synthgen.models import MODELS
 
-    if model not in MODELS:
-        raise ConfigError(f"{model!r}: no such generator{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
     folder = out or data / "train" / model
-    _watch(config, restart, quiet, lambda order: jobs.train(order, jobs.Split.open(data), model, folder), folder)
+    _watch(config, restart, quiet, lambda order: jobs.train_one(order, data, model, folder), folder)
 
 
 def generate(

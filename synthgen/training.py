@@ -6,11 +6,12 @@ from its last checkpoint as if nothing had happened, bit for bit on one platform
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from synthgen import randomness, storage
+from synthgen.choice import Choice, Finding
 from synthgen.data.transforms import to_float
 from synthgen.errors import ConfigError, DataError, TrainingError
 from synthgen.types import UNLABELLED, Batch, Progress
@@ -37,10 +39,36 @@ EPOCH = 50
 
 @dataclass(frozen=True)
 class Fit:
-    """What training leaves behind: (step, loss) pairs and wall seconds."""
+    """What training leaves behind.
+
+    Attributes:
+        losses: (step, loss) pairs.
+        seconds: wall time.
+        looks: what was found at each look.
+        step: the step whose weights the module has.
+        stopped: why training ended before its time; empty if it didn't.
+    """
 
     losses: tuple[tuple[int, float], ...]
     seconds: float
+    looks: tuple[Finding, ...] = ()
+    step: int = 0
+    stopped: str = ""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """When to look at a module in training.
+
+    Attributes:
+        look: (module, step) -> what was found; changes nothing in the module but which average is chosen.
+        steps: after which steps.
+        tolerance: see `Choice`.
+    """
+
+    look: Callable[[Any, int], Finding]
+    steps: tuple[int, ...]
+    tolerance: float = 2.0
 
 
 class Keyed(Dataset):
@@ -118,10 +146,18 @@ class Watch(pl.Callback):
     """Records the loss, tells the progress, stops on a loss that isn't finite, and saves for resumption."""
 
     def __init__(
-        self, task: str, steps: int, progress: Progress, folder: Path | None, save_every_s: float, resume: dict[str, Any] | None
+        self,
+        task: str,
+        steps: int,
+        progress: Progress,
+        folder: Path | None,
+        save_every_s: float,
+        resume: dict[str, Any] | None,
+        looks: Looks | None = None,
     ) -> None:
         self.task, self.progress, self.folder, self.save_every_s, self.resume = task, progress, folder, save_every_s, resume
         self.steps, self.every = steps, max(1, steps // 100)
+        self.looks, self.choice = looks, Choice(looks.tolerance if looks else 0.0)
         self.losses: list[tuple[int, float]] = []
         self.done, self.shown, self.saves, self.saved_at = 0, 0, 0, time.monotonic()
 
@@ -144,19 +180,43 @@ class Watch(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.done += 1
-        if self.done % self.every and not trainer.is_last_batch:
-            return
-        loss = float(outputs["loss"])
+        if self.done % self.every == 0 or trainer.is_last_batch:
+            self._note(trainer, float(outputs["loss"]))
+        if self.looks and self.done in self.looks.steps and not trainer.should_stop:
+            self._look(trainer, module)
+
+    def _note(self, trainer: pl.Trainer, loss: float) -> None:
         if not np.isfinite(loss):
-            raise TrainingError(f"{self.task}: the loss is {loss} at step {self.done}; lower its lr, or check the images")
+            problem = f"the loss is {loss} at step {self.done}"
+            if self.choice.kept is None:
+                raise TrainingError(f"{self.task}: {problem}; lower its lr, or check the images")
+            self.choice.stopped, trainer.should_stop = problem, True
+            return
         self.losses.append((self.done, round(loss, 6)))
         self.progress.advance(self.task, self.done - self.shown, f"loss {loss:.3f}")
         self.shown = self.done
 
+    def _look(self, trainer: pl.Trainer, module: Any) -> None:
+        assert self.looks is not None
+        module.eval()
+        finding = self.looks.look(module, self.done)
+        module.train()
+        self.choice.consider(finding, lambda: copy.deepcopy(module.state_dict()))
+        if self.choice.stopped:
+            trainer.should_stop = True
+
+    def leave(self, module: Any) -> int:
+        """Gives the module the weights that are kept, and says of which step they are."""
+        if self.choice.kept is None:
+            return self.done
+        module.load_state_dict(self.choice.weights)
+        module.step = self.choice.findings[self.choice.kept].step
+        return int(module.step)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.folder is None or time.monotonic() - self.saved_at < self.save_every_s:
             return
-        if self.done == self.steps:  # Lightning runs no hook where no step is left, so it couldn't be taken up
+        if self.done == self.steps or trainer.should_stop:  # no hook runs where no step is left: it couldn't be taken up
             return
         if not all(torch.isfinite(p).all() for p in module.parameters()):
             raise TrainingError(f"{self.task}: a weight is no longer finite at step {self.done}; lower its lr")
@@ -168,11 +228,13 @@ class Watch(pl.Callback):
         return "Watch"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": [list(pair) for pair in self.losses], "done": self.done, "saves": self.saves + 1}
+        losses = [list(pair) for pair in self.losses]
+        return {"losses": losses, "done": self.done, "saves": self.saves + 1, "choice": self.choice.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
         self.done, self.saves = state["done"], state["saves"]
+        self.choice.load_state_dict(state["choice"])
 
 
 def fit(
@@ -187,6 +249,7 @@ def fit(
     precision: str = "32-true",
     folder: Path | None = None,
     save_every_s: float = 30.0,
+    looks: Looks | None = None,
 ) -> Fit:
     """Trains a module for `steps` steps on batches of labelled images.
 
@@ -200,10 +263,11 @@ def fit(
         precision: Lightning's.
         folder: where checkpoints for resumption go (`resume-*.ckpt`); None keeps none.
         save_every_s: seconds between checkpoints.
+        looks: when the module is looked at; it then leaves with the weights of the best look, and training may end early.
 
     Raises:
         DataError: an empty source, or an image without a label.
-        TrainingError: the loss or a weight is no longer finite.
+        TrainingError: the loss or a weight is no longer finite, and no look has kept weights from before.
     """
     for batch, _ in sources:
         if not len(batch):
@@ -213,7 +277,7 @@ def fit(
     started = time.perf_counter()
     resume = _newest_checkpoint(folder)
     first = resume["callbacks"]["Watch"]["done"] if resume else 0
-    watch = Watch(task, steps, progress, folder, save_every_s, resume)
+    watch = Watch(task, steps, progress, folder, save_every_s, resume, looks)
     data = Keyed(sources, seed, torch.device(device))
     sampler = Steps(first, steps)
     loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=0, collate_fn=_as_is)
@@ -237,10 +301,13 @@ def fit(
             reload_dataloaders_every_n_epochs=1,
         )
         trainer.fit(module, loader)
+    module.cpu()
+    step = watch.leave(module)
     if not all(torch.isfinite(p).all() for p in module.parameters()):
         raise TrainingError(f"{task}: a weight is no longer finite after {steps} steps; lower its lr")
-    module.cpu().eval()
-    return Fit(tuple(watch.losses), time.perf_counter() - started)
+    module.eval()
+    findings = tuple(watch.choice.findings)
+    return Fit(tuple(watch.losses), time.perf_counter() - started, findings, step, watch.choice.stopped)
 
 
 def _as_is(batch: Any) -> Any:

@@ -52,14 +52,18 @@ class VQVAEConfig(GeneratorConfig):
     """VQ-VAE (van den Oord 2017): discrete codes, and a class-conditional transformer that learns which codes go together."""
 
     kind: Literal["vqvae"] = Field("vqvae", description="always vqvae: what its checkpoint calls it")
-    codes: int = Field(128, ge=2, le=65536, description="entries of the codebook")
+    batch_size: PositiveInt = Field(32, description="training images a step")
+    lr: PositiveFloat = Field(
+        8e-3, description="peak learning rate of Adam, warmed up and cosine-decayed in each of its two phases"
+    )
+    codes: int = Field(32, ge=2, le=65536, description="entries of the codebook")
     code_dim: PositiveInt = Field(16, description="dimensions of an entry")
-    halvings: Count = Field(1, description="times that the image is halved on the way to its codes")
+    halvings: int = Field(1, ge=0, le=8, description="times that the image is halved on the way to its codes")
     commitment: PositiveFloat = Field(0.25, description="weight of the commitment loss")
-    codebook_decay: float = Field(0.98, gt=0, lt=1, description="decay of the codebook's moving averages")
-    prior_share: float = Field(0.6, gt=0, lt=1, description="share of the steps, the last ones, that train the prior")
-    prior_width: PositiveInt = Field(96, description="channels of the prior")
-    prior_layers: PositiveInt = Field(3, description="layers of the prior")
+    codebook_decay: float = Field(0.95, gt=0, lt=1, description="decay of the codebook's moving averages")
+    prior_share: float = Field(0.5, gt=0, lt=1, description="share of the steps, the last ones, that train the prior")
+    prior_width: PositiveInt = Field(64, description="channels of the prior")
+    prior_layers: PositiveInt = Field(2, description="layers of the prior")
     prior_heads: PositiveInt = Field(4, description="attention heads of the prior")
     prior_dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the prior")
     temperature: PositiveFloat = Field(1.0, description="of sampling codes; below 1 trades recall for precision")
@@ -88,8 +92,8 @@ class GANConfig(GeneratorConfig):
     )
     adaptive: Share | None = Field(
         None,
-        description="aim of adaptive augmentation (Karras 2020): the share of real images that the discriminator is sure of, "
-        "held by applying DiffAugment with a probability that follows; null applies it always",
+        description="aim of adaptive augmentation (Karras 2020): how sure the discriminator is to be of real images, 0 for "
+        "guessing and 1 for always right, held by applying DiffAugment with a probability that follows; null applies it always",
     )
     truncation: PerClass = Field(
         (1.0,), description="latents are drawn towards their class's mean by this factor; one number, or one a class"
@@ -182,9 +186,9 @@ class GeneratorsConfig(Section):
 
         names = set(extensions.installed())
         sections: Any = {name: (extensions.config_of(name), ...) for name in extra if name in names}
+        installed: Any = create_model("Installed", __base__=Section, **sections)
         # what it raises holds every fault with its key, and pydantic takes that over
-        checked = create_model("Installed", __base__=Section, **sections).model_validate(extra)
-        return {**values, **dict(checked)}
+        return {**values, **dict(installed.model_validate(extra))}
 
 
 class LooksConfig(Section):

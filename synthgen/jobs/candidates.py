@@ -10,7 +10,7 @@ from synthgen import storage
 from synthgen.config.schema import RunConfig
 from synthgen.data import sources
 from synthgen.errors import DataError
-from synthgen.jobs.generators import CANDIDATES
+from synthgen.jobs.order import CANDIDATES
 from synthgen.jobs.real import source_of
 from synthgen.shards import manifest, raw, read
 from synthgen.types import Batch, DatasetSpec, SampleInfo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from synthgen.metrics import extractors
 from synthgen.models.classifier import Classifier, FeatureLayer, probabilities
 from synthgen.models.defects import DefectDetector, margins
 from synthgen.shards import table
-from synthgen.types import Batch, DatasetSpec, FeatureSet, GateReport, Silent
+from synthgen.types import Batch, DatasetSpec, FeatureSet, GateReport, Progress, Silent
+from synthgen.workers import Pool
 
 CACHE = "features-cache"
 """Folder beside the networks that holds images' features; it may be deleted at any time."""
@@ -39,45 +41,51 @@ DEFECT_FOLDS = 2
 DETECTOR_ROLES = ("train", "val", "reference")
 
 
-def features(order: Order, split: Split, out: Path) -> None:
+def features(order: Order, split: Split, out: Path, pool: Pool | None = None) -> None:
     """Split -> the gate's networks: an extractor and a judge blind to each fold of train, and the detector of defects.
 
     Extractor and judges are trained on the train fold alone. The detector needs no labels: it is trained on train, val and
-    reference, in two halves, and what it says of a real image is said by the network that was blind to it.
+    reference, in two halves, and what it says of a real image is said by the network that was blind to it. The networks
+    don't depend on each other, so a pool trains several at a time.
     """
-    config = order.config
-    own = config.features
+    own = order.config.features
     settings = _settings(order, ("features", "classifier", "augment", "seed"), EXTRACTOR_KEYS)
     with order.stage(out, "features", settings, {"split": split.digest}) as work:
         if not work.done:
-            detectors = DEFECT_FOLDS if own.defect_steps else 0
-            order.progress.start("features", own.folds + 1 + detectors)
-            batch = split.role("train")
-            fold = folds(batch.labels, own.folds, config.seed)
-            for number in range(-1, own.folds):
-                rows = fold != number if number >= 0 else np.ones(len(batch), dtype=bool)
-                name = f"judge-{number}.safetensors" if number >= 0 else "extractor.safetensors"
-                judge_network = _judge_network(config, split.spec, config.seed + number + 1)
-                work.write_bytes(name, _trained(order, judge_network, batch.take(rows)))
-            pool, fold = _detector_pool(split, config.seed)
-            for number in range(detectors):
-                detector = _detector(config, split.spec, number)
-                work.write_bytes(f"defects-{number}.safetensors", _trained(order, detector, pool.take(fold != number)))
+            names = [f"defects-{number}" for number in range(DEFECT_FOLDS if own.defect_steps else 0)]  # the longest first
+            names += ["extractor", *(f"judge-{number}" for number in range(own.folds))]
+            order.progress.start("features", len(names))
+            quiet = replace(order, progress=Silent())
+            tasks = [_NetworkTask(quiet, split, name) for name in names]
+            done = (pool or Pool(1)).map(_train_network, tasks, order.progress)
+            for name, weights in zip(names, done, strict=True):
+                work.write_bytes(f"{name}.safetensors", weights)
             if own.cache:
                 Judging(order, split, out).remember_real()
     words = "a defect detector" if own.defect_steps else "no defect detector"
     order.progress.finish("features", f"{own.folds + 1} networks on the train fold, {words}, {storage.seconds(out):.0f} s")
 
 
-def _settings(order: Order, sections: tuple[str, ...], left_out: tuple[str, ...]) -> dict[str, Any]:
-    """What a stage's fingerprint covers: these sections, `features` without the keys left out, and the device."""
-    found = order.section(*sections)
-    own = {name: value for name, value in found["features"].items() if name not in left_out}
-    return {**found, "features": own, "device": order.device}
+@dataclass(frozen=True)
+class _NetworkTask:
+    order: Order
+    split: Split
+    name: str
 
 
-def _trained(order: Order, module: Classifier | DefectDetector, batch: Batch) -> bytes:
-    """The network's weights after training on a batch."""
+def _train_network(task: _NetworkTask, progress: Progress) -> bytes:
+    """The weights of one of the gate's networks."""
+    order, split, config = task.order, task.split, task.order.config
+    module: Classifier | DefectDetector
+    kind, _, number = task.name.partition("-")
+    if kind == "defects":
+        everything, half = _detector_pool(split, config.seed)
+        module, batch = _detector(config, split.spec, int(number)), everything.take(half != int(number))
+    else:
+        batch = split.role("train")
+        if kind == "judge":
+            batch = batch.take(folds(batch.labels, config.features.folds, config.seed) != int(number))
+        module = _judge_network(config, split.spec, config.seed + (int(number) + 1 if number else 0))
     training.fit(
         module,
         [(batch, module.config.batch_size)],
@@ -87,8 +95,15 @@ def _trained(order: Order, module: Classifier | DefectDetector, batch: Batch) ->
         progress=Silent(),
         device=order.device,
     )
-    order.progress.advance("features")
+    progress.advance("features")
     return save_tensors({name: tensor.contiguous() for name, tensor in module.network.state_dict().items()})
+
+
+def _settings(order: Order, sections: tuple[str, ...], left_out: tuple[str, ...]) -> dict[str, Any]:
+    """What a stage's fingerprint covers: these sections, `features` without the keys left out, and the device."""
+    found = order.section(*sections)
+    own = {name: value for name, value in found["features"].items() if name not in left_out}
+    return {**found, "features": own, "device": order.device}
 
 
 def _detector_pool(split: Split, seed: int) -> tuple[Batch, np.ndarray]:

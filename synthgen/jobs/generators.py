@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from synthgen import models, sampling, storage, training
-from synthgen.errors import CheckpointError, ConfigError
-from synthgen.jobs.order import Order
+from synthgen.errors import CheckpointError
+from synthgen.jobs import pretrained
+from synthgen.jobs.looks import Looker, look_steps
+from synthgen.jobs.order import CANDIDATES, CHECKPOINT, Order
 from synthgen.jobs.real import Split
 from synthgen.models.base import read_header, to_bytes
+from synthgen.models.pretrained import Start, take_up
+from synthgen.models.unet import check_halvings
 from synthgen.shards import raw
 from synthgen.types import Batch, DatasetSpec, Progress, Provenance
 
-CHECKPOINT = "generator.safetensors"
-CANDIDATES = "candidates.parquet"
 
+def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> None:
+    """Split -> out/generator.safetensors and out/train.json, trained on the train fold alone.
 
-def train(order: Order, split: Split, model: str, out: Path) -> None:
-    """Split -> out/generator.safetensors and out/train.json, trained on the train fold alone."""
+    Args:
+        networks: folder of `features`, whose extractor looks at the samples; not read if `looks.times` is 0.
+    """
     check_size(order, split, model)
     config = order.config
     own = getattr(config.generators, model)
-    settings = {"model": own.model_dump(mode="json"), **order.section("augment", "seed", "precision"), "device": order.device}
-    with order.stage(out, f"train {model}", settings, {"split": split.digest}) as work:
+    settings = {"model": own.model_dump(mode="json", exclude={"init_from"}), "device": order.device}
+    settings |= order.section("augment", "seed", "precision", "looks", "gate" if config.looks.times else "looks")
+    inputs = {"split": split.digest}
+    if own.init_from:
+        inputs["init_from"] = pretrained.digest(Path(own.init_from))
+    if config.looks.times:
+        inputs["features"] = storage.folder_digest(networks)
+    with order.stage(out, f"train {model}", settings, inputs) as work:
         if not work.done:
-            generator = models.build(own, split.spec, config.augment, config.seed)
+            generator, start = _start(order, split, model)
+            looker = Looker(order, split, networks) if config.looks.times else None
+            when = look_steps(own.steps, config.looks.times) if looker else ()
+            looks = training.Looks(looker, when, config.looks.tolerance) if looker else None
             done = training.fit(
                 generator,
                 [(split.role("train"), own.batch_size)],
@@ -40,25 +56,55 @@ def train(order: Order, split: Split, model: str, out: Path) -> None:
                 device=order.device,
                 precision=config.precision,
                 folder=out,
+                looks=looks,
             )
             work.write_bytes(CHECKPOINT, to_bytes(generator, trained_on=split.digest))
-            about = {"losses": {"loss": done.losses}, "seconds": done.seconds, "steps": own.steps, "device": order.device}
+            about: dict[str, Any] = {
+                "losses": {"loss": done.losses},
+                "looks": [{"step": look.step, **look.values} for look in done.looks],
+                "step": done.step,
+                "stopped": done.stopped,
+                "start": asdict(start) if start else None,
+                "seconds": done.seconds,
+                "look_seconds": looker.seconds if looker else 0.0,
+                "steps": own.steps,
+                "device": order.device,
+            }
             work.write_json("train.json", about)
-    last = storage.read_json(out / "train.json")["losses"]["loss"][-1][1]
-    order.progress.finish(f"train {model}", f"{own.steps} steps, last loss {last:.3f}, {storage.seconds(out):.0f} s")
+    about = storage.read_json(out / "train.json")
+    order.progress.finish(f"train {model}", f"{_in_words(about)}, {storage.seconds(out):.0f} s")
+
+
+def _start(order: Order, split: Split, model: str) -> tuple[models.Generator, Start | None]:
+    """A generator with fresh weights, or with those of `init_from` where they fit."""
+    config = order.config
+    own = getattr(config.generators, model)
+    trained = pretrained.read(Path(own.init_from), model, split) if own.init_from else None
+    structure = trained.structure if trained else None
+    generator = models.build(own, split.spec, config.augment, config.seed, structure)
+    return generator, take_up(generator, trained) if trained else None
+
+
+def _in_words(about: dict[str, Any]) -> str:
+    last = about["losses"]["loss"][-1]
+    words = f"{last[0]} steps, last loss {last[1]:.3f}"
+    if about["step"] != last[0]:
+        words += f", kept step {about['step']}"
+    return words + (f", stopped: {about['stopped']}" if about["stopped"] else "")
 
 
 def check_size(order: Order, split: Split, model: str) -> None:
-    """Refuses a U-Net with more resolutions than the images have.
+    """Refuses what can't be trained, before anything is.
 
     Raises:
-        ConfigError: the image size can't be halved that often.
+        ConfigError: a U-Net with more resolutions than the images have.
+        CheckpointError: an `init_from` that can't be taken up.
     """
-    levels, size_px = len(order.config.generators.diffusion.channel_mults), split.spec.image_shape[1]
-    if model == "diffusion" and (size_px % 2 ** (levels - 1) or size_px >> (levels - 1) < 2):
-        raise ConfigError(
-            f"generators.diffusion.channel_mults: {levels} resolutions, and {size_px} px can't be halved so often; give fewer"
-        )
+    own = getattr(order.config.generators, model)
+    if own.init_from:
+        _start(order, split, model)
+    elif model == "diffusion":
+        check_halvings(own.channel_mults, split.spec.image_shape[1])
 
 
 def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
@@ -72,9 +118,8 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
     generator, sha256 = _load_generator(path, split)
     name, prefix = generator.kind, sha256[:8]
     own = getattr(order.config.generators, name)
-    if name == "diffusion":  # how to sample is a setting of the job, not of the weights
-        sampler = {key: getattr(own, key) for key in ("sampler", "sampling_steps", "guidance", "sigma_min", "sigma_max")}
-        generator.config = generator.config.model_copy(update=sampler)
+    # how to sample is a setting of the job, not of the weights
+    generator.config = generator.config.model_copy(update={key: getattr(own, key) for key in generator.sampling_settings})
     settings = {**config.model_dump(mode="json", exclude={"batch"}), "sampler": generator.sampler, "device": order.device}
     inputs = {"split": split.digest, "checkpoint": sha256}
     with order.stage(out, f"generate {name}", settings, inputs) as work:

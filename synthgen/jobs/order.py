@@ -13,6 +13,9 @@ from synthgen.config.schema import RunConfig
 from synthgen.types import Progress, Silent
 from synthgen.workers import single_thread
 
+CHECKPOINT = "generator.safetensors"
+CANDIDATES = "candidates.parquet"
+
 
 @dataclass(frozen=True)
 class Order:

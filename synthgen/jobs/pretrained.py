@@ -10,12 +10,12 @@ from safetensors.torch import load as load_tensors
 
 from synthgen import storage
 from synthgen.errors import CheckpointError
+from synthgen.jobs.order import CHECKPOINT
 from synthgen.jobs.real import Split
 from synthgen.models.base import read_header
 from synthgen.models.pretrained import Pretrained, of_diffusers
 from synthgen.types import DatasetSpec
 
-GENERATOR = "generator.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -34,10 +34,10 @@ def digest(path: Path) -> str:
 
 def find(path: Path) -> Path:
     """The file of ours, or the folder of diffusers, that a path given by a user stands for."""
-    if (path / GENERATOR).is_file():
-        return path / GENERATOR
+    if (path / CHECKPOINT).is_file():
+        return path / CHECKPOINT
     if not path.exists():
-        raise CheckpointError(f"init_from: {path}: no such file or folder; give a {GENERATOR} or a folder of diffusers")
+        raise CheckpointError(f"init_from: {path}: no such file or folder; give a {CHECKPOINT} or a folder of diffusers")
     return path
 
 
@@ -60,8 +60,8 @@ def read(path: Path, kind: str, split: Split) -> Pretrained:
     spec = DatasetSpec.from_json(about["spec"], str(path))
     if spec.fingerprint == split.spec.fingerprint and about["trained_on"] != split.digest:
         raise CheckpointError(
-            f"init_from: {path}: trained on another split of the same images ({spec.name!r}), so it may have seen this one's test "
-            "images; start from one that was trained on other data"
+            f"init_from: {path}: trained on another split of the same images ({spec.name!r}), so it may have seen this one's "
+            "test images; start from one that was trained on other data"
         )
     structure = dict(about["structure"])
     if kind == "diffusion":
@@ -79,7 +79,7 @@ def _read_diffusers(folder: Path) -> Pretrained:
     )
     if not (unet_folder / "config.json").is_file() or settings is None:
         raise CheckpointError(
-            f"init_from: {folder}: no unet/config.json and scheduler/scheduler_config.json, which a pipeline's save_pretrained writes"
+            f"init_from: {folder}: no unet/config.json and scheduler/scheduler_config.json, as save_pretrained writes"
         )
     if not (unet_folder / WEIGHTS).is_file():
         raise CheckpointError(

@@ -17,8 +17,8 @@ from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.exports import export
 from synthgen.jobs.gains import Contest, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
-from synthgen.jobs.generators import CANDIDATES, check_size, generate, train
-from synthgen.jobs.order import Order
+from synthgen.jobs.generators import check_size, generate, train
+from synthgen.jobs.order import CANDIDATES, Order
 from synthgen.jobs.real import Split, audit, open_or_make_split, write_config
 from synthgen.report import build
 from synthgen.shards import manifest, raw
@@ -26,6 +26,7 @@ from synthgen.types import Batch, GainReport, GateReport, Progress, Silent, Verd
 from synthgen.workers import Pool
 
 VERDICT_SCHEMA = "synthgen.verdict/1"
+LONGEST = ("diffusion", "gan", "vqvae", "vae")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,20 @@ class _GeneratorTask:
 
 
 def _make_candidates(task: _GeneratorTask, progress: Progress) -> None:
-    """One generator from training to candidates; "features" trains the gate's networks instead."""
-    order = replace(task.order, progress=progress)
-    if task.model == "features":
-        features(order, task.split, task.out / "features")
-        return
-    train(order, task.split, task.model, task.out / "train" / task.model)
-    generate(order, task.split, task.out / "train" / task.model, task.out / "candidates" / task.model)
+    """One generator from training to candidates."""
+    order, out, model = replace(task.order, progress=progress), task.out, task.model
+    train(order, task.split, out / "features", model, out / "train" / model)
+    generate(order, task.split, out / "train" / model, out / "candidates" / model)
+
+
+def train_one(order: Order, data: Path, model: str, out: Path) -> None:
+    """A folder of `audit` -> a trained generator; the networks that look at it are trained first where they aren't there."""
+    split = Split.open(data)
+    check_size(order, split, model)
+    if order.config.looks.times:
+        with storage.lock(data / "features"), Pool(order.workers) as pool:
+            features(order, split, data / "features", pool)
+    train(order, split, data / "features", model, out)
 
 
 def _gate_candidates(task: _GeneratorTask, progress: Progress) -> None:
@@ -62,8 +70,7 @@ def _map(
     pool: Pool, function: Callable[[_GeneratorTask, Progress], None], tasks: list[_GeneratorTask], last: str, progress: Progress
 ) -> None:
     """Runs the tasks in the pool; those whose `last` stage is finished are only checked, which needs no process."""
-    folders = {task.model: task.out / ("features" if task.model == "features" else f"{last}/{task.model}") for task in tasks}
-    todo = [task for task in tasks if not (folders[task.model] / storage.STAGE_MANIFEST).is_file()]
+    todo = [task for task in tasks if not (task.out / last / task.model / storage.STAGE_MANIFEST).is_file()]
     for task in tasks:
         if task not in todo:
             function(task, progress)
@@ -83,7 +90,8 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         for model in config.models:
             check_size(order, split, model)
         quiet = replace(order, progress=Silent())
-        longest_first = [m for m in ("diffusion", "features", "gan", "vae") if m in (*config.models, "features")]
+        features(order, split, out / "features", pool)
+        longest_first = sorted(config.models, key=lambda model: LONGEST.index(model) if model in LONGEST else -1)
         _map(pool, _make_candidates, [_GeneratorTask(quiet, split, out, m) for m in longest_first], "candidates", order.progress)
         _map(pool, _gate_candidates, [_GeneratorTask(quiet, split, out, m) for m in config.models], "gate", order.progress)
         folders: dict[str, tuple[Path, Path]] = {m: (out / "candidates" / m, out / "gate" / m) for m in config.models}
@@ -119,7 +127,7 @@ def assess(
         _, _, digest = load_candidates(candidates, split.spec, order.config)
         name = candidates.stem
         if judged is None:
-            features(order, split, out / "features")
+            features(order, split, out / "features", pool)
             gate(order, split, out / "features", candidates, out / "gate", name)
         else:
             check_judged(judged, split, digest)

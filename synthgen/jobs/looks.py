@@ -1,0 +1,132 @@
+"""What is looked at while a generator trains: held-out loss on val, the gate's metrics on the reference, copies of train."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from synthgen import extraction, randomness, sampling
+from synthgen.choice import Finding
+from synthgen.data.transforms import to_float
+from synthgen.errors import DataError
+from synthgen.jobs.gates import Judging
+from synthgen.jobs.order import Order
+from synthgen.jobs.real import Split
+from synthgen.metrics.copies import copy_ratio
+from synthgen.metrics.frechet import frechet_distance
+from synthgen.metrics.prdc import prdc
+from synthgen.models import Generator
+from synthgen.types import Batch
+from synthgen.workers import single_thread
+
+FALSE_ALARM = 0.01
+"""Share of held-out real images that the copy threshold takes for copies."""
+MOST_HELD_OUT = 2000
+"""Held-out images that the copy threshold is calibrated on and compared with, val images whose loss is taken."""
+
+
+class Looker:
+    """(module, step) -> `Finding`; always the same samples' noise, labels and real images, so that looks are comparable.
+
+    Nothing of the test set is used, and FID is never taken against the train fold, where a photocopier is perfect.
+    """
+
+    def __init__(self, order: Order, split: Split, networks: Path) -> None:
+        config = order.config
+        self.order, self.config, self.train = order, config, split.role("train")
+        self.seconds = 0.0
+        judging = Judging(order, split, networks)
+        self.extractor = judging.extractor
+        reference, val = split.role("reference"), split.role("val")
+        self.reference = judging.features(reference).features
+        self.held_out = self._some(reference, "held-out")
+        self.val = self._some(val.take(val.labels >= 0), "val")
+        self.labels = sampling.label_plan(
+            self.train.labels, split.spec.num_classes, config.looks.num, "match", config.generate.seed
+        )
+        self.size = max(1, min(len(self.train), len(self.held_out) // 2))
+        null = self._ratios(self.held_out.images, exclude_self=True)
+        self.threshold = float(np.quantile(null, FALSE_ALARM, method="lower"))
+
+    def __call__(self, module: Generator, step: int) -> Finding:
+        started = time.perf_counter()
+        with single_thread():  # the same bytes whatever the number of cores
+            finding = self._look(module, step)
+        self.seconds += time.perf_counter() - started
+        return finding
+
+    def _look(self, module: Generator, step: int) -> Finding:
+        best: tuple[float, int, Any] | None = None
+        for number in range(len(module.ema.networks)):
+            module.ema.chosen = number
+            losses = self._losses(module)
+            seen = None if losses is not None else self._samples(module)
+            score = float(losses.mean()) if losses is not None else seen[1] if seen else math.inf
+            if best is None or score < best[0]:
+                best = score, number, (losses, seen)
+        assert best is not None
+        module.ema.chosen = best[1]
+        losses, seen = best[2]
+        seen = seen or self._samples(module)
+        values = {"average": float(module.ema.decays[best[1]])}
+        if losses is not None:
+            values["held_out_loss"] = round(float(losses.mean()), 6)
+        if seen is None:
+            return Finding(step, values, math.inf, losses)
+        batch, fid, precision, recall = seen
+        copies = float((self._ratios(batch.images) < self.threshold).mean())
+        values |= {"fid": round(fid, 6), "precision": precision, "recall": recall, "copy_share": copies}
+        most = self.config.looks.max_copy_share
+        stop = f"{copies:.0%} of the samples at step {step} are copies of training images, at most {most:.0%}"
+        return Finding(step, values, fid, losses, stop if copies > most else "")
+
+    def _samples(self, module: Generator) -> tuple[Batch, float, float, float] | None:
+        """Samples with their FID, precision and recall against the reference; None if they aren't finite."""
+        own = self.config.generate
+        device = self.order.device
+        try:
+            batches = sampling.sample(
+                module, self.labels, seed=own.seed, chunk=own.chunk, batch=own.batch, prefix="look", device=device
+            )
+            batch = Batch.concatenate(list(batches))
+        except DataError:
+            return None
+        features = extraction.extract(self.extractor, batch.images, device)
+        found = prdc(self.reference, features, self.config.gate.neighbours)
+        return batch, frechet_distance(self.reference, features), found.precision, found.recall
+
+    def _losses(self, module: Generator) -> np.ndarray | None:
+        if not len(self.val):
+            return None
+        images, labels = torch.from_numpy(self.val.images), torch.from_numpy(self.val.labels)
+        found = []
+        for start in range(0, len(self.val), 256):
+            rows = slice(start, start + 256)
+            losses = module.held_out_loss(to_float(images[rows]).to(module.device), labels[rows].to(module.device))
+            if losses is None:
+                return None
+            found.append(losses.double().cpu().numpy())
+        return np.concatenate(found)
+
+    def _ratios(self, images: np.ndarray, exclude_self: bool = False) -> np.ndarray:
+        own = self.config.gate
+        search = own.search_px, own.search_flip
+        device = self.order.device
+        match = copy_ratio(
+            images, self.train.images, self.held_out.images, self.size, *search, exclude_self=exclude_self, device=device
+        )
+        return match.ratio.double().numpy()
+
+    def _some(self, batch: Batch, name: str) -> Batch:
+        rows = randomness.stream(self.config.seed, f"looks/{name}").permutation(len(batch))[:MOST_HELD_OUT]
+        return batch.take(np.sort(rows))
+
+
+def look_steps(steps: int, times: int) -> tuple[int, ...]:
+    """After which steps: `times` of them, evenly spread, the last one included."""
+    return tuple(sorted({max(1, round(steps * (number + 1) / times)) for number in range(times)}))
