@@ -110,20 +110,32 @@ class Keyed(Dataset):
 
 
 class Steps(Sampler[int]):
-    """Step numbers of one Lightning epoch, from `first` on; Lightning calls `set_epoch`."""
+    """Step numbers of one Lightning epoch, from `first` to `steps`; Lightning calls `set_epoch`.
 
-    def __init__(self, first: int, steps: int) -> None:
-        self.first, self.steps, self.epoch = first, steps, 0
+    An epoch has `EPOCH` steps at most and ends where something is due after a step (`pauses`), since only between epochs
+    have all hooks of a step run.
+    """
+
+    def __init__(self, first: int, steps: int, pauses: tuple[int, ...] = ()) -> None:
+        due = {step for step in (*pauses, steps) if first < step <= steps}
+        self.bounds = sorted({*range(first, steps, EPOCH), *due})
+        self.epoch = 0
+
+    @property
+    def epochs(self) -> int:
+        return len(self.bounds) - 1
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        start = self.first + self.epoch * EPOCH
-        return iter(range(start, min(self.steps, start + EPOCH)))
+        return iter(self._range())
 
     def __len__(self) -> int:
-        return len(range(self.first + self.epoch * EPOCH, min(self.steps, self.first + (self.epoch + 1) * EPOCH)))
+        return len(self._range())
+
+    def _range(self) -> range:
+        return range(*self.bounds[self.epoch : self.epoch + 2]) if self.epoch < self.epochs else range(0)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -154,9 +166,10 @@ class Watch(pl.Callback):
         save_every_s: float,
         resume: dict[str, Any] | None,
         looks: Looks | None = None,
+        sampler: Steps | None = None,
     ) -> None:
         self.task, self.progress, self.folder, self.save_every_s, self.resume = task, progress, folder, save_every_s, resume
-        self.steps, self.every = steps, max(1, steps // 100)
+        self.steps, self.every, self.sampler = steps, max(1, steps // 100), sampler
         self.looks, self.choice = looks, Choice(looks.tolerance if looks else 0.0)
         self.losses: list[tuple[int, float]] = []
         self.done, self.shown, self.saves, self.saved_at = 0, 0, 0, time.monotonic()
@@ -182,8 +195,6 @@ class Watch(pl.Callback):
         self.done += 1
         if self.done % self.every == 0 or trainer.is_last_batch:
             self._note(trainer, float(outputs["loss"]))
-        if self.looks and self.done in self.looks.steps and not trainer.should_stop:
-            self._look(trainer, module)
 
     def _note(self, trainer: pl.Trainer, loss: float) -> None:
         if not np.isfinite(loss):
@@ -214,6 +225,10 @@ class Watch(pl.Callback):
         return int(module.step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.sampler:  # Lightning asks for the next epoch's length before it says which one it is
+            self.sampler.set_epoch(trainer.current_epoch + 1)
+        if self.looks and self.done in self.looks.steps and not trainer.should_stop:
+            self._look(trainer, module)
         if self.folder is None or time.monotonic() - self.saved_at < self.save_every_s:
             return
         if self.done == self.steps or trainer.should_stop:  # no hook runs where no step is left: it couldn't be taken up
@@ -277,9 +292,9 @@ def fit(
     started = time.perf_counter()
     resume = _newest_checkpoint(folder)
     first = resume["callbacks"]["Watch"]["done"] if resume else 0
-    watch = Watch(task, steps, progress, folder, save_every_s, resume, looks)
+    sampler = Steps(first, steps, looks.steps if looks else ())
+    watch = Watch(task, steps, progress, folder, save_every_s, resume, looks, sampler)
     data = Keyed(sources, seed, torch.device(device))
-    sampler = Steps(first, steps)
     loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=0, collate_fn=_as_is)
     progress.start(task, steps)
     with warnings.catch_warnings():
@@ -287,7 +302,7 @@ def fit(
         warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning|lightning_fabric")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="pytorch_lightning|lightning_fabric")
         trainer = pl.Trainer(
-            max_epochs=-(-(steps - first) // EPOCH),
+            max_epochs=sampler.epochs,
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
             precision=precision,  # type: ignore[arg-type]

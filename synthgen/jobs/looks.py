@@ -38,7 +38,7 @@ class Looker:
 
     def __init__(self, order: Order, split: Split, networks: Path) -> None:
         config = order.config
-        self.order, self.config, self.train = order, config, split.role("train")
+        self.order, self.config, self.spec, self.train = order, config, split.spec, split.role("train")
         self.seconds = 0.0
         judging = Judging(order, split, networks)
         self.extractor = judging.extractor

@@ -74,15 +74,18 @@ def test_a_mix_of_two_sources_has_the_right_counts():
     assert np.array_equal(np.sort(seen[seen >= 100][:10]), np.arange(100, 110))
 
 
-def test_every_step_comes_once(monkeypatch):
+@pytest.mark.parametrize(("pauses", "ends"), [((), [7, 11, 13]), ((2, 5, 11, 20), [5, 7, 11, 13])])
+def test_every_step_comes_once_and_an_epoch_ends_at_each_pause(pauses, ends, monkeypatch):
     monkeypatch.setattr(training, "EPOCH", 4)
-    steps = Steps(3, 13)
-    seen = []
-    for epoch in range(3):
+    steps = Steps(3, 13, pauses)
+    seen, found = [], []
+    for epoch in range(steps.epochs):
         steps.set_epoch(epoch)
         assert len(list(steps)) == len(steps)
         seen += list(steps)
+        found.append(seen[-1] + 1)
     assert seen == list(range(3, 13))
+    assert found == ends
 
 
 # Checkpoints
