@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,44 +60,47 @@ class Looker:
         return finding
 
     def _look(self, module: Generator, step: int) -> Finding:
-        best: tuple[float, int, Any] | None = None
+        best: tuple[float, int, np.ndarray | None, dict[str, float]] | None = None
         for number in range(len(module.ema.networks)):
             module.ema.chosen = number
             losses = self._losses(module)
-            seen = None if losses is not None else self._samples(module)
-            score = float(losses.mean()) if losses is not None else seen[1] if seen else math.inf
+            seen = {} if losses is not None else self._samples_measured(module)
+            score = float(losses.mean()) if losses is not None else seen.get("fid", math.inf)
             if best is None or score < best[0]:
-                best = score, number, (losses, seen)
+                best = score, number, losses, seen
         assert best is not None
-        module.ema.chosen = best[1]
-        losses, seen = best[2]
-        seen = seen or self._samples(module)
-        values = {"average": float(module.ema.decays[best[1]])}
+        _, module.ema.chosen, losses, seen = best
+        values = {"average": float(module.ema.decays[module.ema.chosen])}
         if losses is not None:
             values["held_out_loss"] = round(float(losses.mean()), 6)
-        if seen is None:
-            return Finding(step, values, math.inf, losses)
-        batch, fid, precision, recall = seen
-        copies = float((self._ratios(batch.images) < self.threshold).mean())
-        values |= {"fid": round(fid, 6), "precision": precision, "recall": recall, "copy_share": copies}
-        most = self.config.looks.max_copy_share
+        values |= seen or self._samples_measured(module)
+        copies, most = values.get("copy_share", 0.0), self.config.looks.max_copy_share
         stop = f"{copies:.0%} of the samples at step {step} are copies of training images, at most {most:.0%}"
-        return Finding(step, values, fid, losses, stop if copies > most else "")
+        return Finding(step, values, values.get("fid", math.inf), losses, stop if copies > most else "")
 
-    def _samples(self, module: Generator) -> tuple[Batch, float, float, float] | None:
-        """Samples with their FID, precision and recall against the reference; None if they aren't finite."""
-        own = self.config.generate
-        device = self.order.device
+    def _samples_measured(self, module: Generator) -> dict[str, float]:
+        """What `measure` says of this step's samples; nothing if they aren't finite."""
+        own, device = self.config.generate, self.order.device
         try:
             batches = sampling.sample(
                 module, self.labels, seed=own.seed, chunk=own.chunk, batch=own.batch, prefix="look", device=device
             )
-            batch = Batch.concatenate(list(batches))
+            return self.measure(Batch.concatenate(list(batches)))
         except DataError:
-            return None
-        features = extraction.extract(self.extractor, batch.images, device)
+            return {}
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """FID, precision, recall, density and coverage against the reference, and the share of copies of train."""
+        features = extraction.extract(self.extractor, batch.images, self.order.device)
         found = prdc(self.reference, features, self.config.gate.neighbours)
-        return batch, frechet_distance(self.reference, features), found.precision, found.recall
+        return {
+            "fid": round(frechet_distance(self.reference, features), 6),
+            "precision": found.precision,
+            "recall": found.recall,
+            "density": found.density,
+            "coverage": found.coverage,
+            "copy_share": float((self._ratios(batch.images) < self.threshold).mean()),
+        }
 
     def _losses(self, module: Generator) -> np.ndarray | None:
         if not len(self.val):

@@ -247,7 +247,12 @@ def _track(order: Order, out: Path, about: dict[str, Any]) -> None:
         for name in about["gate"]:
             trained, judged = out / "train" / name / "train.json", out / "gate" / name
             if trained.is_file():
-                run_log.losses(name, storage.read_json(trained)["losses"]["loss"])
+                about_training = storage.read_json(trained)
+                run_log.losses(name, about_training["losses"]["loss"])
+                if about_training["looks"]:
+                    columns = list(dict.fromkeys(key for look in about_training["looks"] for key in look))
+                    looks = [[look.get(key) for key in columns] for look in about_training["looks"]]
+                    run_log.table(f"looks/{name}", columns, looks)
             if (out / "candidates" / name / CANDIDATES).is_file():
                 run_log.image(f"samples/{name}", _grid(raw.read(out / "candidates" / name / CANDIDATES)), name)
             if (judged / "gate.json").is_file():

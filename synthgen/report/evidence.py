@@ -35,6 +35,21 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """What was found at the looks in training.
+
+    Attributes:
+        rows: one a look: step and figures.
+        kept: step whose weights were kept.
+        stopped: why training ended before its time; empty if it didn't.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    kept: float | None = None
+    stopped: str = ""
+
+
+@dataclass(frozen=True)
 class GeneratorEvidence:
     """What is known of one generator; None where a part is missing."""
 
@@ -43,6 +58,7 @@ class GeneratorEvidence:
     gate: GateReport | None
     candidates: Batch | None
     scores: Scores
+    looks: Looks = field(default_factory=Looks)
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,8 @@ def collect(run: Path) -> Evidence:
             gate=part(f"gate/{name}/gate.json", lambda path: GateReport.from_json(_object(path), str(path))),
             candidates=part(f"candidates/{name}/candidates.parquet", raw.read),
             scores=part(f"gate/{name}/scores.parquet", _scores) or Scores(),
+            looks=(part(f"train/{name}/train.json", _looks) if (run / "train" / name / "train.json").is_file() else None)
+            or Looks(),
         )
 
     return Evidence(
@@ -154,6 +172,13 @@ def _losses(path: Path) -> dict[str, list[tuple[float, float]]]:
     found = _object(path)["losses"]
     curves = found if isinstance(found, dict) else {"": found}
     return {str(name): [(float(step), float(loss)) for step, loss in pairs] for name, pairs in curves.items()}
+
+
+def _looks(path: Path) -> Looks:
+    about = _object(path)
+    rows = [{str(name): float(value) for name, value in look.items()} for look in about.get("looks") or ()]
+    kept = about.get("step")
+    return Looks(rows, None if kept is None else float(kept), str(about.get("stopped") or ""))
 
 
 def _scores(path: Path) -> Scores:

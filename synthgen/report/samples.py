@@ -61,6 +61,7 @@ def generator_view(evidence: Evidence, generator: GeneratorEvidence, sheets: She
         "counts": gate.reason_counts() if gate else {},
         "curves": charts.losses(generator.losses) if any(generator.losses.values()) else None,
         "last_losses": {name: pairs[-1] for name, pairs in generator.losses.items() if pairs},
+        "looks": generator.looks,
         "num_candidates": len(candidates) if candidates else 0,
         "grid": None,
         "nearest": None,
