@@ -60,7 +60,7 @@ class Diffusion(Generator):
         return f"{c.sampler} steps={c.sampling_steps}{levels} guidance={guided}"
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Weighted denoising error |D(y + sigma n) - y|^2 / c_out(sigma)^2: for EDM its lambda(sigma), for flow |v - (n - y)|^2."""
+        """Weighted denoising error |D(y + sigma n) - y|^2 / c_out(sigma)^2: EDM's lambda(sigma), for flow |v - (n - y)|^2."""
         images, labels = batch
         b, c = len(images), self.config
         y, parameters = non_leaking(images, self.draws("augment"), self.augment, c.augment)

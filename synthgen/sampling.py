@@ -16,23 +16,103 @@ import torch
 
 from synthgen import randomness
 from synthgen.data.transforms import to_uint8
-from synthgen.errors import DataError
+from synthgen.errors import ConfigError, DataError
 from synthgen.models import Generator, Noise
-from synthgen.shapes import Int64
-from synthgen.types import Batch
+from synthgen.shapes import Float, Int64
+from synthgen.types import UNLABELLED, Batch
 
 
-def label_plan(labels: Int64[np.ndarray, " n"], num_classes: int, num: int, plan: str, seed: int) -> Int64[np.ndarray, " m"]:
-    """Which class each candidate gets: "match" the class mix of `labels`, or "balanced".
+def label_plan(
+    labels: Int64[np.ndarray, " n"],
+    num_classes: int,
+    num: int,
+    plan: str,
+    seed: int,
+    *,
+    fill_to: int | None = None,
+    errors: Float[np.ndarray, " k"] | None = None,
+) -> Int64[np.ndarray, " m"]:
+    """Which class each candidate gets: the counts of `label_counts`, in an order that the seed shuffles.
 
-    Counts are exact (largest remainders); the order is shuffled by the seed, so a chunk mixes classes.
+    A chunk so mixes classes. Arguments and errors as `label_counts`.
     """
-    share = np.bincount(labels, minlength=num_classes) / len(labels) if plan == "match" else np.full(num_classes, 1 / num_classes)
-    counts = np.floor(share * num).astype(int)
+    counts = label_counts(labels, num_classes, num, plan, fill_to=fill_to, errors=errors)
+    return randomness.stream(seed, "label plan").permutation(np.repeat(np.arange(num_classes), counts)).astype(np.int64)
+
+
+def label_counts(
+    labels: Int64[np.ndarray, " n"],
+    num_classes: int,
+    num: int,
+    plan: str,
+    *,
+    fill_to: int | None = None,
+    errors: Float[np.ndarray, " k"] | None = None,
+) -> Int64[np.ndarray, " k"]:
+    """How many candidates each class gets; exact, by largest remainders.
+
+    Args:
+        labels: of the train fold.
+        num_classes: k.
+        num: candidates in all, m; under "fill" it isn't read, m follows from `fill_to`.
+        plan: "match", the class mix of `labels`; "balanced", the same number of each; "fill", what each class of `labels`
+            lacks of `fill_to`; "weak", in proportion to `errors`, and at least one of each class if num >= k.
+        fill_to: images and candidates of a class together; as many as the largest class has if None.
+        errors: of each class, above 0 (`class_errors`); "weak" needs them.
+
+    Raises:
+        ConfigError: "fill", and no class has fewer than `fill_to` images.
+    """
+    have = np.bincount(labels, minlength=num_classes)
+    if plan == "fill":
+        target = int(have.max()) if fill_to is None else fill_to
+        lacking = np.maximum(0, target - have)
+        if not lacking.any():
+            fullest = int(have.max())
+            raise ConfigError(
+                f"generate.labels=fill: every class has {target} train images or more, so there is nothing to fill up; "
+                f"give generate.fill_to above {fullest} to add to each, or generate.labels=match"
+            )
+        return lacking.astype(np.int64)
+    if plan == "match":
+        share = have / len(labels)
+    elif plan == "balanced":
+        share = np.full(num_classes, 1 / num_classes)
+    elif plan == "weak" and errors is not None:
+        share = errors / errors.sum()
+    else:
+        raise ValueError(f"no such plan: {plan!r}, or weak without errors")
+    counts = np.floor(share * num).astype(np.int64)
     remainder = share * num - counts
     counts[np.argsort(-remainder, kind="stable")[: num - counts.sum()]] += 1
-    planned = np.repeat(np.arange(num_classes), counts)
-    return randomness.stream(seed, "label plan").permutation(planned).astype(np.int64)
+    if plan == "weak" and num >= num_classes:
+        for label in np.flatnonzero(counts == 0):
+            counts[counts.argmax()] -= 1
+            counts[label] = 1
+    return counts
+
+
+def class_errors(probabilities: Float[np.ndarray, "n k"], labels: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
+    """Share of each class's images that a classifier gets wrong, smoothed by one right and one wrong (Laplace's rule).
+
+    So it lies strictly between 0 and 1, and is 1/2 for a class without images.
+
+    Args:
+        probabilities: of each class, of images that the classifier wasn't trained on.
+        labels: what they are.
+
+    Raises:
+        DataError: no images, or some have no label.
+    """
+    if not len(labels):
+        raise DataError(
+            "generate.labels=weak: there are no val images to tell the weak classes by; give split.val, or labels=match"
+        )
+    if (labels == UNLABELLED).any():
+        raise DataError("generate.labels=weak: val images have no labels, and the error of a class needs them; give labels=match")
+    num_classes = probabilities.shape[1]
+    wrong = np.bincount(labels[probabilities.argmax(1) != labels], minlength=num_classes)
+    return (wrong + 1) / (np.bincount(labels, minlength=num_classes) + 2)
 
 
 def sample(

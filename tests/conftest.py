@@ -36,7 +36,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def tiny() -> RunConfig:
     """The smallest recipe, with a handful of steps."""
-    few = [f"generators.{name}.steps=4" for name in ("vae", "gan", "diffusion")]
+    few = [f"generators.{name}.steps=4" for name in ("vae", "vqvae", "gan", "diffusion")]
     return load("digits-smoke", [*few, "generators.diffusion.sampling_steps=3", "features.steps=4", "classifier.steps=4"])
 
 

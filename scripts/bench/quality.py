@@ -123,7 +123,7 @@ def one(asked: argparse.Namespace, num: int, seed: int, scratch: Path) -> list[d
 
 def trained(config: Any, split: Any, model: str, seconds: float, device: str) -> tuple[models.Generator, int, float]:
     """A generator trained for so many seconds: as many steps as fit, the schedule ending with the last of them."""
-    own = getattr(config.generators, model)
+    own = config.generators.of(model)
 
     def fit(steps: int) -> tuple[models.Generator, float]:
         generator = models.build(own.model_copy(update={"steps": steps}), split.spec, config.augment, config.seed)

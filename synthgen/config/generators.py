@@ -76,22 +76,23 @@ class VQVAEConfig(GeneratorConfig):
 
 
 class GANConfig(GeneratorConfig):
-    """Class-conditional GAN for little data: DiffAugment (Zhao 2020), adaptive augmentation, EMA of the generator."""
+    """Class-conditional GAN for little data: relativistic with R1 and R2 (Huang 2024), adaptive DiffAugment (Zhao 2020), EMA."""
 
     kind: Literal["gan"] = Field("gan", description="always gan: what its checkpoint calls it")
     loss: Literal["relativistic", "hinge"] = Field(
-        "hinge",
+        "relativistic",
         description="relativistic with R1 and R2 (R3GAN, Huang 2024), or hinge with spectral norm and projection (Miyato 2018)",
     )
-    gamma: float = Field(1.0, ge=0, description="weight of the gradient penalties R1 and R2 of loss=relativistic")
-    lr: PositiveFloat = Field(4e-4, description="learning rate of the generator")
-    lr_discriminator: PositiveFloat = Field(8e-4, description="learning rate of the discriminator")
+    gamma: float = Field(2.0, ge=0, description="weight of the gradient penalties R1 and R2 of loss=relativistic")
+    batch_size: PositiveInt = Field(32, description="training images a step")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of the generator")
+    lr_discriminator: PositiveFloat = Field(1e-3, description="learning rate of the discriminator")
     latent_dim: PositiveInt = Field(32, description="dimensions of the latent")
     diffaugment: tuple[Literal["brightness", "translation", "cutout"], ...] = Field(
         ("brightness", "translation", "cutout"), description="what DiffAugment does to real and fake alike"
     )
     adaptive: Share | None = Field(
-        None,
+        0.6,
         description="aim of adaptive augmentation (Karras 2020): how sure the discriminator is to be of real images, 0 for "
         "guessing and 1 for always right, held by applying DiffAugment with a probability that follows; null applies it always",
     )

@@ -12,10 +12,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from synthgen.config.generators import GeneratorsConfig
 from synthgen.config.schema import RunConfig
 from synthgen.errors import ConfigError, did_you_mean
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+INSTALLED = "generators."
+"""Where the sections of installed generators stand."""
 
 
 def recipes() -> dict[str, str]:
@@ -52,18 +55,55 @@ def validate(values: Mapping[str, Any], where: str) -> RunConfig:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
 
 
-def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
-    """Every key -> (type, default, meaning), nested keys with dots, in the schema's order."""
+def known_keys() -> dict[str, tuple[str, Any, str]]:
+    """Every key -> (type, default, meaning), nested keys with dots, in the schema's order; installed generators' last.
+
+    Imports the installed generators. One that can't be imported has a single row that says why.
+    """
+    from synthgen.config import extensions
+
+    keys = _keys()
+    for name in extensions.installed():
+        try:
+            keys |= _keys_of_installed(name)
+        except ConfigError as error:
+            keys[f"{INSTALLED}{name}"] = ("unusable", None, str(error))
+    return keys
+
+
+def _keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
+    """The keys of a section and the sections in it."""
     keys: dict[str, tuple[str, Any, str]] = {}
     for name, info in model.model_fields.items():
         section = info.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            keys |= known_keys(section, f"{prefix}{name}.")
+            keys |= _keys(section, f"{prefix}{name}.")
         else:
             constraints = [str(m).split("(")[-1].rstrip(")") for m in info.metadata if "(" in str(m)]
             kind = _type_name(info.annotation) + (f" [{', '.join(constraints)}]" if constraints else "")
             keys[prefix + name] = (kind, info.get_default(call_default_factory=True), info.description or "")
     return keys
+
+
+def _keys_of_installed(name: str) -> dict[str, tuple[str, Any, str]]:
+    from synthgen.config import extensions
+
+    return _keys(extensions.config_of(name), f"{INSTALLED}{name}.")
+
+
+def _keys_near(key: str) -> dict[str, Any]:
+    """The keys that may have been meant: an installed generator's only where its name stands, since that imports it."""
+    from synthgen.config import extensions
+
+    names = extensions.installed() if key.startswith(INSTALLED) else ()
+    named = key.removeprefix(INSTALLED).split(".")[0]
+    return _keys() | {f"{INSTALLED}{name}": None for name in names} | (_keys_of_installed(named) if named in names else {})
+
+
+def _for_hydra(override: str) -> str:
+    """Hydra only knows the built-in generators; of another one, checked by now, a setting is one that it has to add."""
+    named = re.match(r"generators(?:\.([^.=]+))?", override)
+    return f"++{override}" if named and named.group(1) not in GeneratorsConfig.model_fields else override
 
 
 def _find(recipe: str) -> tuple[Path, str]:
@@ -88,9 +128,12 @@ def _check_override(override: str) -> None:
     if match is None or override.startswith(("+", "~")):
         raise ConfigError(f"{override!r}: not of the form key=value")
     key = match.group(1)
-    known = known_keys()
+    known: dict[str, Any] = _keys()
     sections = {k.rsplit(".", n)[0] for k in known for n in (1, 2) if "." in k}
-    if key not in known and key not in sections and key != "size":
+    if key in known or key in sections or key == "size":
+        return
+    known = _keys_near(key)
+    if key not in known:
         last = {k.rsplit(".", 1)[-1]: k for k in known}
         near = did_you_mean(key, known) or did_you_mean(key.rsplit(".", 1)[-1], last)
         raise ConfigError(f"{key}: no such setting{near}; `synthgen configs --keys` lists them all")
@@ -108,7 +151,7 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any
     search = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose(name, overrides=[*overrides, *search])
+            composed = compose(name, overrides=[*map(_for_hydra, overrides), *search])
         values = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         cause = error.__cause__ or error
@@ -123,10 +166,10 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any
         if unknown:
             key = re.search(r"full_key: (\S+)", text)
             full = key.group(1) if key else unknown.group(1)
-            if any(k == full or k.startswith(f"{full}.") for k in known_keys()):
+            if any(k == full or k.startswith(f"{full}.") for k in _keys()):
                 raise ConfigError(f"{name}: {full}: not in this file; write `defaults: [schema, _self_]` at its top") from None
             raise ConfigError(
-                f"{name}: {full}: no such setting{did_you_mean(full, known_keys())}; `synthgen configs --keys` lists them all"
+                f"{name}: {full}: no such setting{did_you_mean(full, _keys_near(full))}; `synthgen configs --keys` lists them all"
             ) from None
         raise ConfigError(f"{name}: {text}") from None
     assert isinstance(values, dict)
@@ -155,7 +198,7 @@ def _explain(error: Any) -> str:
     parts = [str(part) for part in error["loc"]]
     key = ".".join(part for part in parts if part not in alternatives and not part.startswith("literal["))
     if error["type"] == "extra_forbidden":
-        return f"{key}: no such setting{did_you_mean(key, known_keys())}; `synthgen configs --keys` lists them all"
+        return f"{key}: no such setting{did_you_mean(key, _keys_near(key))}; `synthgen configs --keys` lists them all"
     message = error["msg"].removeprefix("Value error, ")
     found = "" if isinstance(error["input"], Mapping) else f", found {error['input']!r}"
     return f"{key}: {message[0].lower() + message[1:]}{found}" if key else message

@@ -5,14 +5,27 @@ One section a job; `RunConfig` is all of them together, which is what a recipe i
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from synthgen.config.generators import GeneratorsConfig, LooksConfig
 from synthgen.config.section import Count, Section, Share
+from synthgen.errors import did_you_mean
 
-ModelName = Literal["vae", "vqvae", "gan", "diffusion"]
+
+def _generator(name: str) -> str:
+    """A generator's name, built in or installed; only another than the built-in ones looks for what is installed."""
+    if name not in GeneratorsConfig.model_fields:
+        from synthgen.config import extensions
+
+        if name not in (known := extensions.known()):
+            raise ValueError(f"no such generator{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_generator)]
 
 
 class DataConfig(Section):
@@ -131,11 +144,24 @@ class FeaturesConfig(Section):
 class GenerateConfig(Section):
     """How many candidates are made, with which labels."""
 
-    num: PositiveInt = Field(1000, description="candidates a generator")
-    labels: Literal["match", "balanced"] = Field("match", description="class mix: as in train, or the same number of each")
+    num: PositiveInt = Field(1000, description="candidates a generator; under labels=fill the total follows from fill_to instead")
+    labels: Literal["match", "balanced", "fill", "weak"] = Field(
+        "match",
+        description="class mix: as in train (match), the same number of each (balanced), what each class lacks of `fill_to` "
+        "(fill), or in proportion to the error on val of the gate's judges, which are trained on real images alone (weak)",
+    )
+    fill_to: PositiveInt | None = Field(
+        None, description="labels=fill: train images and candidates of a class together; as many as the largest class has if null"
+    )
     seed: Count = Field(0, description="of sampling; sample i is fixed by (checkpoint, seed, i)")
     chunk: PositiveInt = Field(16, description="micro-batch; part of the recipe, since it can change the last bit of a sample")
     batch: PositiveInt = Field(64, description="images in flight: batch / chunk chunks at a time; never changes a byte")
+
+    @model_validator(mode="after")
+    def _check(self) -> GenerateConfig:
+        if self.fill_to is not None and self.labels != "fill":
+            raise ValueError(f"fill_to is for labels=fill, and labels={self.labels}; give labels=fill, or leave fill_to out")
+        return self
 
 
 class BoundsConfig(Section):
@@ -227,7 +253,11 @@ class RunConfig(Section):
     workers: Count = Field(0, description="processes on the CPU, each with one thread; 0 is one a core. Never changes a byte")
     tracking: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases")
     project: str = Field("synthgen", description="Weights & Biases project")
-    models: tuple[ModelName, ...] = Field(("vae", "gan", "diffusion"), min_length=1, description="generators to train")
+    models: tuple[ModelName, ...] = Field(
+        ("vae", "gan", "diffusion"),
+        min_length=1,
+        description="generators to train: vae, vqvae, gan, diffusion, or what another distribution brings",
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     split: SplitConfig = Field(default_factory=SplitConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
@@ -240,6 +270,21 @@ class RunConfig(Section):
     gate: GateConfig = Field(default_factory=GateConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     gain: GainConfig = Field(default_factory=GainConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_installed(cls, values: Any) -> Any:
+        """An installed generator among `models` has its settings written out, as the built-in ones have."""
+        models = values.get("models") if isinstance(values, Mapping) else None
+        names = [name for name in models if isinstance(name, str)] if isinstance(models, list | tuple) else []
+        others = [name for name in names if name not in GeneratorsConfig.model_fields]
+        given = values.get("generators", {}) if others else None
+        if not isinstance(given, Mapping | GeneratorsConfig):
+            return values
+        from synthgen.config import extensions
+
+        added: dict[str, Any] = {name: {} for name in others if name in extensions.installed()}
+        return {**values, "generators": {**added, **dict(given)}}
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

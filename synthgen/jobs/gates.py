@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from synthgen import extraction, randomness, storage, training
+from synthgen import extraction, randomness, sampling, storage, training
 from synthgen.config.schema import RunConfig
 from synthgen.data.planted import blurred
 from synthgen.errors import ConfigError, DataError, StorageError
@@ -181,8 +181,25 @@ def check_sizes(order: Order, split: Split) -> None:
             f"split.reference: {num} images, and the gate's metrics need {need} ({side} against {side}); "
             f"give split.reference={need} or more, or more images"
         )
-    if order.config.generate.num < need:
-        raise ConfigError(f"generate.num={order.config.generate.num}: the gate's metrics need {need} candidates or more")
+    asked, config = num_candidates(order, split), order.config.generate
+    if asked < need:
+        what = (
+            f"generate.num={asked}" if config.labels != "fill" else f"generate.labels=fill: {asked} candidates fill all classes"
+        )
+        raise ConfigError(f"{what}: the gate's metrics need {need} candidates or more")
+
+
+def num_candidates(order: Order, split: Split) -> int:
+    """Candidates that a generator makes: `generate.num`, or what fills up the classes.
+
+    Raises:
+        ConfigError: no class lacks anything.
+    """
+    config = order.config.generate
+    if config.labels != "fill":
+        return config.num
+    labels, num_classes = split.role("train").labels, split.spec.num_classes
+    return int(sampling.label_counts(labels, num_classes, config.num, "fill", fill_to=config.fill_to).sum())
 
 
 def check_judged(judged: Path, split: Split, candidates: str) -> None:

@@ -9,15 +9,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from synthgen import models, sampling, storage, training
+from synthgen.config.generators import DiffusionConfig
 from synthgen.errors import CheckpointError
 from synthgen.jobs import pretrained
+from synthgen.jobs.gates import Judging, num_candidates
 from synthgen.jobs.looks import Looker, look_steps
 from synthgen.jobs.order import CANDIDATES, CHECKPOINT, Order
 from synthgen.jobs.real import Split
 from synthgen.models.base import read_header, to_bytes
+from synthgen.models.classifier import probabilities
 from synthgen.models.pretrained import Start, take_up
 from synthgen.models.unet import check_halvings
 from synthgen.shards import raw
@@ -32,7 +36,7 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
     """
     check_size(order, split, model)
     config = order.config
-    own = getattr(config.generators, model)
+    own = config.generators.of(model)
     settings = {"model": own.model_dump(mode="json", exclude={"init_from"}), "device": order.device}
     settings |= order.section("augment", "seed", "precision", "looks", "gate" if config.looks.times else "looks")
     inputs = {"split": split.digest}
@@ -78,7 +82,7 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
 def _start(order: Order, split: Split, model: str) -> tuple[models.Generator, Start | None]:
     """A generator with fresh weights, or with those of `init_from` where they fit."""
     config = order.config
-    own = getattr(config.generators, model)
+    own = config.generators.of(model)
     trained = pretrained.read(Path(own.init_from), model, split) if own.init_from else None
     structure = trained.structure if trained else None
     generator = models.build(own, split.spec, config.augment, config.seed, structure)
@@ -100,10 +104,10 @@ def check_size(order: Order, split: Split, model: str) -> None:
         ConfigError: a U-Net with more resolutions than the images have.
         CheckpointError: an `init_from` that can't be taken up.
     """
-    own = getattr(order.config.generators, model)
+    own = order.config.generators.of(model)
     if own.init_from:
         _start(order, split, model)
-    elif model == "diffusion":
+    elif isinstance(own, DiffusionConfig):
         check_halvings(own.channel_mults, split.spec.image_shape[1])
 
 
@@ -117,18 +121,19 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
     path = trained / CHECKPOINT if trained.is_dir() else trained
     generator, sha256 = _load_generator(path, split)
     name, prefix = generator.kind, sha256[:8]
-    own = getattr(order.config.generators, name)
+    own = order.config.generators.of(name)
     # how to sample is a setting of the job, not of the weights
     generator.config = generator.config.model_copy(update={key: getattr(own, key) for key in generator.sampling_settings})
     settings = {**config.model_dump(mode="json", exclude={"batch"}), "sampler": generator.sampler, "device": order.device}
     inputs = {"split": split.digest, "checkpoint": sha256}
+    networks = split.folder.parent / "features"
+    if config.labels == "weak":
+        inputs["features"] = storage.folder_digest(networks)
     with order.stage(out, f"generate {name}", settings, inputs) as work:
         if not work.done:
             task = f"generate {name}"
-            order.progress.start(task, config.num)
-            labels = sampling.label_plan(
-                split.role("train").labels, split.spec.num_classes, config.num, config.labels, config.seed
-            )
+            labels = _label_plan(order, split, networks)
+            order.progress.start(task, len(labels))
             batches = sampling.sample(
                 generator, labels, seed=config.seed, chunk=config.chunk, batch=config.batch, prefix=prefix, device=order.device
             )
@@ -145,7 +150,21 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
                 libraries=_libraries(),
             )
             work.write_json("candidates.json", {"generator": name, "provenance": provenance.__dict__})
-    order.progress.finish(f"generate {name}", f"{config.num} candidates, {storage.seconds(out):.1f} s")
+    order.progress.finish(f"generate {name}", f"{num_candidates(order, split)} candidates, {storage.seconds(out):.1f} s")
+
+
+def _label_plan(order: Order, split: Split, networks: Path) -> np.ndarray:
+    """Which class each candidate gets; the errors of "weak" are those of the real-only judges on val."""
+    config, labels = order.config.generate, split.role("train").labels
+    errors = None
+    if config.labels == "weak":
+        val = split.role("val")
+        judges = Judging(order, split, networks).judges
+        each = [probabilities(network, val.images, order.device) for network in judges]
+        errors = sampling.class_errors(np.mean(each, axis=0), val.labels)
+    return sampling.label_plan(
+        labels, split.spec.num_classes, config.num, config.labels, config.seed, fill_to=config.fill_to, errors=errors
+    )
 
 
 def _load_generator(path: Path, split: Split) -> tuple[models.Generator, str]:
