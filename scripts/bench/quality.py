@@ -165,7 +165,7 @@ def grid(batch: Batch, columns: int = 16, scale: int = 3) -> np.ndarray:
     for label in np.unique(batch.labels)[:10]:
         images = batch.images[batch.labels == label][:columns]
         images = np.concatenate([images, np.zeros((columns - len(images), *images.shape[1:]), np.uint8)])
-        rows.append(np.concatenate(list(images), axis=2))
+        rows.append(np.concatenate(list(np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=96)), axis=2))
     whole = np.concatenate(rows, axis=1).transpose(1, 2, 0)
     whole = whole.repeat(scale, axis=0).repeat(scale, axis=1)
     return whole if whole.shape[2] == 3 else whole[:, :, 0]
