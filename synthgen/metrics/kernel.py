@@ -150,7 +150,8 @@ def mmd_rbf(
         raise ConfigError(f"mmd_rbf: sigma {sigma}: a number above 0 is needed, or None for the median distance")
     centre = _middle(x, y)
     rate = 0.5 / sigma**2
-    largest = max(float(torch.linalg.vector_norm(z - centre, dim=1).max()) for z in (x, y))
+    chunks = (rows for z in (x, y) for rows in z.split(_chunk(z)))
+    largest = max(float(torch.linalg.vector_norm(rows - centre, dim=1).max()) for rows in chunks)
     if x.dtype == torch.float32 and 12 * torch.finfo(x.dtype).eps * largest**2 * rate > 1e-4:
         x, y, centre = x.double(), y.double(), centre.double()  # an outlier, or clusters far apart for the bandwidth
     lost = int(unbiased)
@@ -204,7 +205,8 @@ def median_distance(x: Float[Tensor, "n d"]) -> float:
 
 def _middle(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
     """A point between both means, the same for (x, y) and (y, x), so that differences from it are small numbers."""
-    means = [z.mean(dim=0, dtype=torch.float64) for z in (x, y)]
+    # in chunks: a mean in float64 of all rows at once casts them all
+    means = [sum(rows.sum(dim=0, dtype=torch.float64) for rows in z.split(_chunk(z))) / len(z) for z in (x, y)]
     return ((means[0] + means[1]) / 2).to(x.dtype)
 
 
