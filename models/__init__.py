@@ -73,6 +73,7 @@ def from_bytes(data: bytes, where: str = "checkpoint", model: type[Generator] | 
         ) from error
     base.load_weights(generator, data, where)
     generator.step = about["steps"]
+    generator.ancestors = tuple((str(source), str(split)) for source, split in about["ancestors"])
     return generator.eval()
 
 

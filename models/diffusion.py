@@ -19,7 +19,7 @@ from synthgen import randomness
 from synthgen.config.generators import DiffusionConfig
 from synthgen.config.schema import AugmentConfig
 from synthgen.models.augmentation import NUM_PARAMETERS, non_leaking
-from synthgen.models.base import Generator, Noise
+from synthgen.models.base import Generator, Noise, put
 from synthgen.models.ema import EMA
 from synthgen.models.samplers import SAMPLERS, SPACINGS, diffusers_scheduler, with_scheduler
 from synthgen.models.unet import Denoiser
@@ -65,7 +65,7 @@ class Diffusion(Generator):
         b, c = len(images), self.config
         y, parameters = non_leaking(images, self.draws("augment"), self.augment, c.augment)
         sigma = (self.normal("sigma", (b,)) * c.p_std + c.p_mean).exp()
-        hidden = torch.from_numpy(self.draws("label").random(b) < c.label_dropout).to(self.device)
+        hidden = put(self.draws("label").random(b) < c.label_dropout, self.device)
         labels = torch.where(hidden, self.network.null_label, labels)
         return denoising_loss(self.network, y, sigma, self.normal("noise", tuple(y.shape)), labels, parameters).mean()
 
@@ -124,5 +124,7 @@ def denoising_loss(
     parameters: Float[Tensor, "b p"],
 ) -> Float[Tensor, " b"]:
     """Mean squared error of each image over its pixels, divided by c_out(sigma)^2."""
-    error = network(y + sigma[:, None, None, None] * noise, sigma, labels, parameters) - y
-    return error.square().flatten(1).mean(1) / network.coefficients(sigma).out.square()
+    coefficients = network.coefficients(sigma)
+    noisy = torch.addcmul(y, sigma[:, None, None, None], noise)
+    error = network(noisy, sigma, labels, parameters, coefficients) - y
+    return error.square().flatten(1).mean(1) / coefficients.out.square()

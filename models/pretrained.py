@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from synthgen.errors import CheckpointError
 from synthgen.models import lora
 from synthgen.models.base import Generator
 from synthgen.models.ema import EMA
+from synthgen.models.preconditioning import DISCRETE
 
 LEAST_SHARE = 0.5
 """Share of the network's parameters that must fit; below it, starting there is a mistake in the settings."""
@@ -27,7 +29,7 @@ SHAPE = (
     "attn_norm_num_groups", "norm_eps", "resnet_time_scale_shift", "add_attention", "center_input_sample",
     "time_embedding_type", "time_embedding_dim", "freq_shift", "flip_sin_to_cos",
 )  # fmt: skip
-BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,17 @@ class Pretrained:
         where: what messages call it.
         tensors: its weights, under the names of our network.
         structure: what of the network our settings don't say (see `Generator.structure`).
-        class_names: of the rows of its label embedding; empty if it has none.
+        class_names: of the rows of its label embeddings; empty if it has none.
+        settings: those of its settings that must agree with ours, since the weights mean nothing without them.
+        ancestors: see `Generator.ancestors`; it included.
     """
 
     where: str
     tensors: Mapping[str, Tensor]
     structure: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ancestors: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ def of_diffusers(unet: Any, scheduler: Mapping[str, Any], where: str) -> Pretrai
     elif "beta_schedule" in scheduler:
         noising: Any = DDPMScheduler(**{key: scheduler[key] for key in BETAS if key in scheduler})
         alphas = noising.alphas_cumprod.double()
-        structure["objective"] = scheduler.get("prediction_type", "epsilon")
+        structure["objective"] = said = scheduler.get("prediction_type", "epsilon")
+        if said not in DISCRETE:
+            raise CheckpointError(f"{where}: predicts {said!r}; {', '.join(DISCRETE)} and flow matching can be taken up")
         structure["levels"] = ((1 - alphas) / alphas).sqrt().clamp(max=1e4).tolist()
     else:
         raise CheckpointError(f"{where}: the scheduler {name!r} has no beta_schedule; DDPM's kin and FlowMatch can be taken up")
@@ -97,28 +105,33 @@ def take_up(generator: Generator, trained: Pretrained) -> Start:
     """Fills a fresh generator's network and averages with what fits of a trained one.
 
     Raises:
-        CheckpointError: less than half of the network's parameters fit.
+        CheckpointError: less than half of the network's parameters fit, or a setting differs that they depend on.
     """
+    for name, value in trained.settings.items():
+        mine = getattr(generator.config, name)
+        if mine != value:
+            raise CheckpointError(
+                f"{trained.where}: trained with {name}={value!r}, here it is {mine!r}; "
+                f"give generators.{generator.kind}.{name}={value}"
+            )
     own = generator.network.state_dict()
-    taken, fresh = {}, {}
+    taken: dict[str, Tensor] = {}
+    fresh: dict[str, str] = {}
+    classes: tuple[str, ...] = ()
     for name, tensor in own.items():
         given = trained.tensors.get(name)
-        if name == "label.weight" and given is not None and given.shape[1:] == tensor.shape[1:]:
-            continue
         if name == "levels":  # of the structure, not of the weights
             continue
         if given is None:
             fresh[name] = "not in the checkpoint"
+        elif name.endswith("label.weight") and given.shape[1:] == tensor.shape[1:]:
+            taken[name], classes = _by_name(tensor, given, generator.spec.class_names, trained.class_names)
+            if len(classes) < generator.spec.num_classes:
+                fresh[name] = f"rows of {generator.spec.num_classes - len(classes)} classes that aren't there"
         elif given.shape != tensor.shape:
             fresh[name] = f"{tuple(tensor.shape)} here, {tuple(given.shape)} there"
         else:
             taken[name] = given.to(tensor)
-    classes: tuple[str, ...] = ()
-    rows = trained.tensors.get("label.weight")
-    if "label.weight" in own and "label.weight" not in fresh and rows is not None:
-        taken["label.weight"], classes = _by_name(own["label.weight"], rows, generator.spec.class_names, trained.class_names)
-        if len(classes) < generator.spec.num_classes:
-            fresh["label.weight"] = f"rows of {generator.spec.num_classes - len(classes)} classes that aren't there"
     share = sum(taken[name].numel() for name in taken) / max(1, sum(tensor.numel() for tensor in own.values()))
     if share < LEAST_SHARE:
         first = next((f"{name} is {why}" for name, why in fresh.items() if "here" in why), "names differ")
@@ -129,11 +142,15 @@ def take_up(generator: Generator, trained: Pretrained) -> Start:
     generator.network.load_state_dict(own | taken)
     rank = getattr(generator.config, "lora_rank", 0)
     if rank:
-        lora.add(generator.network, rank)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.seed)
+            lora.add(generator.network, rank)
         for name, parameter in generator.network.named_parameters():
-            if name in fresh or name.startswith(("label.", "augmentation.")):
+            plain = name.replace(".parametrizations.weight.original", ".weight")
+            if plain in fresh or plain.startswith(("label.", "augmentation.")):
                 parameter.requires_grad_(True)
     generator.ema = EMA(generator.network, generator.config.ema)
+    generator.ancestors = trained.ancestors
     unused = tuple(name for name in trained.tensors if name not in own)
     return Start(len(taken), fresh, unused, classes)
 

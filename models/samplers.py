@@ -104,8 +104,8 @@ def with_scheduler(
     """
     scheduler = type(scheduler).from_config(scheduler.config)  # a scheduler keeps the state of one sampling
     step_noise = {"generator": generators} if generators is not None else {}
-    translate = _translation(scheduler, denoise)
     scheduler.set_timesteps(steps)
+    translate = _translation(scheduler, denoise)
     x = x * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1)
     for timestep in scheduler.timesteps:
         x = scheduler.step(translate(x, timestep), timestep, x, return_dict=False, **step_noise)[0]
@@ -137,15 +137,20 @@ def _translation(scheduler: Any, denoise: Denoise) -> Callable[[Tensor, Tensor],
         return (x - denoise(x, sigma)) / sigma
 
     def from_alpha(x: Tensor, timestep: Tensor) -> Tensor:
-        alpha = float(scheduler.alphas_cumprod[timestep.long()])
+        alpha = max(float(scheduler.alphas_cumprod[timestep.long()]), 1e-8)  # 0 at the end of a zero-SNR schedule
         sigma = math.sqrt((1 - alpha) / alpha)
+        if from_nothing:
+            return denoise(x / math.sqrt(alpha), sigma)
         return (x - math.sqrt(alpha) * denoise(x / math.sqrt(alpha), sigma)) / math.sqrt(1 - alpha)
 
     if name.startswith("FlowMatch"):
         return from_flow
+    if scheduler.config.get("use_flow_sigmas") or hasattr(scheduler, "sigmas_interpol"):
+        raise ConfigError(f"{name}: flow sigmas outside FlowMatch schedulers, and interpolated sigmas, aren't understood")
+    from_nothing = bool(scheduler.config.get("rescale_betas_zero_snr"))  # at alpha = 0 the noise says nothing of the image
+    scheduler.register_to_config(prediction_type="sample" if from_nothing else "epsilon")
     if hasattr(scheduler, "precondition_inputs"):
         return from_edm
-    scheduler.register_to_config(prediction_type="epsilon")
     if float(getattr(scheduler, "init_noise_sigma", 1)) > 1 and hasattr(scheduler, "sigmas"):
         return from_sigma
     if hasattr(scheduler, "alphas_cumprod"):

@@ -303,6 +303,8 @@ class VQVAE(Generator):
         average = cast(VQVAENetwork, self.ema.network).autoencoder.state_dict()
         for network in (self.network, *cast(Any, self.ema.networks)):
             network.autoencoder.load_state_dict(average)
+            network.prior.load_state_dict(self.network.prior.state_dict())
+        self.ema.steps = 0  # the prior begins here: its random start mustn't stay in the averages
 
     def configure_optimizers(self) -> Any:
         """Adam; each phase has its own warm-up and decay, and the other's weights get no gradients."""

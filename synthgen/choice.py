@@ -14,7 +14,7 @@ from synthgen.shapes import Float
 
 COLLAPSED, IN_A_ROW, SPREAD = 0.25, 2, 0.2
 """Recall below this share of its best earlier value, in so many looks in a row, is a collapse; a best below `SPREAD` tells
-nothing."""
+nothing. A held-out loss above that of the first look, in as many after a better one, is a divergence."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Choice:
             kept = None if self.kept is None else self.findings[self.kept]
             if kept is None or not self._generalises(kept) or finding.score <= kept.score:
                 self.kept, self.weights = len(self.findings) - 1, weights()
-        self.stopped = finding.stop or self._collapsed()
+        self.stopped = finding.stop or self._collapsed() or self._diverged()
 
     def _generalises(self, finding: Finding) -> bool:
         if finding.losses is None:
@@ -83,6 +83,14 @@ class Choice:
         if best < SPREAD or max(last) >= COLLAPSED * best:
             return ""
         return f"recall collapsed from {best:.2f} to {last[-1]:.2f}"
+
+    def _diverged(self) -> str:
+        if len(self.findings) > 1 and not math.isfinite(self.findings[-1].score) and self.kept is not None:
+            return f"samples are not finite at step {self.findings[-1].step}"
+        means = [float(finding.losses.mean()) for finding in self.findings if finding.losses is not None]
+        if len(means) <= IN_A_ROW + 1 or min(means[1:-IN_A_ROW]) >= means[0] or min(means[-IN_A_ROW:]) <= means[0]:
+            return ""
+        return f"the held-out loss rose to {means[-1]:.3g}, above the {means[0]:.3g} of the first look"
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in the types that a checkpoint may hold."""

@@ -18,6 +18,7 @@ from synthgen import randomness
 from synthgen.data.transforms import to_uint8
 from synthgen.errors import ConfigError, DataError
 from synthgen.models import Generator, Noise
+from synthgen.models.base import keep_freed_memory
 from synthgen.shapes import Float, Int64
 from synthgen.types import UNLABELLED, Batch
 
@@ -125,6 +126,7 @@ def sample(
     prefix: str,
     device: str = "cpu",
     first: int = 0,
+    precision: str = "32-true",
 ) -> Iterator[Batch]:
     """Yields samples 0 to n - 1 (or from `first` on), a chunk at a time, in order.
 
@@ -137,21 +139,25 @@ def sample(
         prefix: of the keys, `<prefix>-<index>`.
         device: "cpu" or "cuda".
         first: first index wanted, a multiple of `chunk`.
+        precision: "32-true", or "bf16-mixed" for products and convolutions in bfloat16; part of the recipe.
 
     Raises:
         DataError: the generator returned images that aren't finite.
     """
     if first % chunk:
         raise ValueError(f"first={first} isn't a multiple of chunk={chunk}")
+    keep_freed_memory()
     network = generator.to(device)
-    threads = torch.get_num_threads()
+    threads, rounded = torch.get_num_threads(), precision == "bf16-mixed"
 
     def compute(start: int) -> Batch:
         torch.set_num_threads(threads)  # a thread's own setting
         indices = np.arange(start, start + chunk)
         padded = np.concatenate([labels[start : start + chunk], np.zeros(max(0, start + chunk - len(labels)), np.int64)])
         noise = Noise(seed, indices, device)
-        images = network.sample(torch.from_numpy(padded).to(device), noise)
+        # both are a thread's own, too
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=rounded):
+            images = network.sample(torch.from_numpy(padded).to(device), noise).float()
         if not torch.isfinite(images).all():
             raise DataError(f"{prefix}: samples {start} to {start + chunk - 1} are not finite; train the generator again")
         count = min(chunk, len(labels) - start)

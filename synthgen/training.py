@@ -46,6 +46,7 @@ class Fit:
         seconds: wall time.
         looks: what was found at each look.
         step: the step whose weights the module has.
+        kept: whether these are weights that a look has approved of, or that nobody looked at; False where every look refused.
         stopped: why training ended before its time; empty if it didn't.
     """
 
@@ -54,6 +55,7 @@ class Fit:
     looks: tuple[Finding, ...] = ()
     step: int = 0
     stopped: str = ""
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -198,14 +200,17 @@ class Watch(pl.Callback):
 
     def _note(self, trainer: pl.Trainer, loss: float) -> None:
         if not np.isfinite(loss):
-            problem = f"the loss is {loss} at step {self.done}"
-            if self.choice.kept is None:
-                raise TrainingError(f"{self.task}: {problem}; lower its lr, or check the images")
-            self.choice.stopped, trainer.should_stop = problem, True
+            self._fail(trainer, f"the loss is {loss} at step {self.done}")
             return
         self.losses.append((self.done, round(loss, 6)))
         self.progress.advance(self.task, self.done - self.shown, f"loss {loss:.3f}")
         self.shown = self.done
+
+    def _fail(self, trainer: pl.Trainer, problem: str) -> None:
+        """Ends training, with the weights of the best look if there is one."""
+        if self.choice.kept is None:
+            raise TrainingError(f"{self.task}: {problem}; lower its lr, or check the images")
+        self.choice.stopped, trainer.should_stop = problem, True
 
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
         assert self.looks is not None
@@ -234,7 +239,8 @@ class Watch(pl.Callback):
         if self.done == self.steps or trainer.should_stop:  # no hook runs where no step is left: it couldn't be taken up
             return
         if not all(torch.isfinite(p).all() for p in module.parameters()):
-            raise TrainingError(f"{self.task}: a weight is no longer finite at step {self.done}; lower its lr")
+            self._fail(trainer, f"a weight is no longer finite at step {self.done}")
+            return
         trainer.save_checkpoint(self.folder / f"{storage.RESUME}-{self.saves % 2}.ckpt")
         self.saves, self.saved_at = self.saves + 1, time.monotonic()
 
@@ -322,7 +328,8 @@ def fit(
         raise TrainingError(f"{task}: a weight is no longer finite after {steps} steps; lower its lr")
     module.eval()
     findings = tuple(watch.choice.findings)
-    return Fit(tuple(watch.losses), time.perf_counter() - started, findings, step, watch.choice.stopped)
+    kept = not findings or watch.choice.kept is not None
+    return Fit(tuple(watch.losses), time.perf_counter() - started, findings, step, watch.choice.stopped, kept)
 
 
 def _as_is(batch: Any) -> Any:

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 
 from synthgen import models, sampling, storage, training
-from synthgen.config.generators import DiffusionConfig
 from synthgen.errors import CheckpointError
 from synthgen.jobs import pretrained
 from synthgen.jobs.gates import Judging, num_candidates
-from synthgen.jobs.looks import Looker, look_steps
+from synthgen.jobs.looks import Looker, check_looks, look_steps, seen_with
 from synthgen.jobs.order import CANDIDATES, CHECKPOINT, Order
 from synthgen.jobs.real import Split
+from synthgen.metrics import extractors
 from synthgen.models.base import read_header, to_bytes
 from synthgen.models.classifier import probabilities
 from synthgen.models.pretrained import Start, take_up
-from synthgen.models.unet import check_halvings
 from synthgen.shards import raw
 from synthgen.types import Batch, DatasetSpec, Progress, Provenance
 
@@ -34,16 +33,19 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
     Args:
         networks: folder of `features`, whose extractor looks at the samples; not read if `looks.times` is 0.
     """
-    check_size(order, split, model)
+    check_generator(order, split, model)
     config = order.config
     own = config.generators.of(model)
     settings = {"model": own.model_dump(mode="json", exclude={"init_from"}), "device": order.device}
-    settings |= order.section("augment", "seed", "precision", "looks", "gate" if config.looks.times else "looks")
+    settings |= order.section("augment", "seed", "precision", "looks")
     inputs = {"split": split.digest}
     if own.init_from:
         inputs["init_from"] = pretrained.digest(Path(own.init_from))
     if config.looks.times:
         inputs["features"] = storage.folder_digest(networks)
+        settings["seen_with"] = seen_with(config)
+        if config.features.extractor != "domain":
+            inputs["extractor"] = extractors.check(config.features)
     with order.stage(out, f"train {model}", settings, inputs) as work:
         if not work.done:
             generator, start = _start(order, split, model)
@@ -62,11 +64,12 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
                 folder=out,
                 looks=looks,
             )
-            work.write_bytes(CHECKPOINT, to_bytes(generator, trained_on=split.digest))
+            work.write_bytes(CHECKPOINT, to_bytes(generator, split.digest, split.source))
             about: dict[str, Any] = {
                 "losses": {"loss": done.losses},
                 "looks": [{"step": look.step, **look.values} for look in done.looks],
                 "step": done.step,
+                "kept": done.kept,
                 "stopped": done.stopped,
                 "start": asdict(start) if start else None,
                 "seconds": done.seconds,
@@ -92,23 +95,24 @@ def _start(order: Order, split: Split, model: str) -> tuple[models.Generator, St
 def _in_words(about: dict[str, Any]) -> str:
     last = about["losses"]["loss"][-1]
     words = f"{last[0]} steps, last loss {last[1]:.3f}"
-    if about["step"] != last[0]:
+    if not about["kept"]:
+        words += ", no look could be kept"
+    elif about["step"] != last[0]:
         words += f", kept step {about['step']}"
     return words + (f", stopped: {about['stopped']}" if about["stopped"] else "")
 
 
-def check_size(order: Order, split: Split, model: str) -> None:
+def check_generator(order: Order, split: Split, model: str) -> None:
     """Refuses what can't be trained, before anything is.
 
     Raises:
-        ConfigError: a U-Net with more resolutions than the images have.
+        ConfigError: settings that make no network for these images.
         CheckpointError: an `init_from` that can't be taken up.
+        DataError: too few reference images for the looks.
     """
-    own = order.config.generators.of(model)
-    if own.init_from:
-        _start(order, split, model)
-    elif isinstance(own, DiffusionConfig):
-        check_halvings(own.channel_mults, split.spec.image_shape[1])
+    _start(order, split, model)
+    if order.config.looks.times:
+        check_looks(split)
 
 
 def generate(order: Order, split: Split, trained: Path, out: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from synthgen import extraction, randomness, sampling
 from synthgen.choice import Finding
+from synthgen.config.schema import RunConfig
 from synthgen.data.transforms import to_float
 from synthgen.errors import DataError
 from synthgen.jobs.gates import Judging
@@ -25,6 +27,10 @@ from synthgen.workers import single_thread
 
 FALSE_ALARM = 0.01
 """Share of held-out real images that the copy threshold takes for copies."""
+LEAST_REFERENCE = 50
+"""Reference images that the looks' metrics need."""
+OTHER_NOISE = 2**40
+"""Added to the seed: no sample that is looked at is a candidate, so the choice isn't made on what the gate will judge."""
 MOST_HELD_OUT = 2000
 """Held-out images that the copy threshold is calibrated on and compared with, val images whose loss is taken."""
 
@@ -45,9 +51,8 @@ class Looker:
         self.reference = judging.features(reference).features
         self.held_out = self._some(reference, "held-out")
         self.val = self._some(val.take(val.labels >= 0), "val")
-        self.labels = sampling.label_plan(
-            self.train.labels, split.spec.num_classes, config.looks.num, "match", config.generate.seed
-        )
+        self.labels = sampling.label_plan(self.train.labels, split.spec.num_classes, config.looks.num, "match", config.seed)
+        self.seed = OTHER_NOISE + config.seed
         self.size = max(1, min(len(self.train), len(self.held_out) // 2))
         null = self._ratios(self.held_out.images, exclude_self=True)
         self.threshold = float(np.quantile(null, FALSE_ALARM, method="lower"))
@@ -81,13 +86,14 @@ class Looker:
     def _samples_measured(self, module: Generator) -> dict[str, float]:
         """What `measure` says of this step's samples; nothing if they aren't finite."""
         own, device = self.config.generate, self.order.device
+        batches = sampling.sample(
+            module, self.labels, seed=self.seed, chunk=own.chunk, batch=own.batch, prefix="look", device=device
+        )
         try:
-            batches = sampling.sample(
-                module, self.labels, seed=own.seed, chunk=own.chunk, batch=own.batch, prefix="look", device=device
-            )
-            return self.measure(Batch.concatenate(list(batches)))
-        except DataError:
+            batch = Batch.concatenate(list(batches))
+        except DataError:  # not finite
             return {}
+        return self.measure(batch)
 
     def measure(self, batch: Batch) -> dict[str, float]:
         """FID, precision, recall, density and coverage against the reference, and the share of copies of train."""
@@ -127,6 +133,30 @@ class Looker:
     def _some(self, batch: Batch, name: str) -> Batch:
         rows = randomness.stream(self.config.seed, f"looks/{name}").permutation(len(batch))[:MOST_HELD_OUT]
         return batch.take(np.sort(rows))
+
+
+def seen_with(config: RunConfig) -> dict[str, Any]:
+    """The settings of other jobs that a look depends on."""
+    gate, features = config.gate, config.features
+    return {
+        "chunk": config.generate.chunk,
+        **{name: getattr(gate, name) for name in ("neighbours", "search_px", "search_flip")},
+        **{name: getattr(features, name) for name in ("extractor", "size_px")},
+    }
+
+
+def check_looks(split: Split) -> None:
+    """Refuses to train for hours what can't be looked at.
+
+    Raises:
+        DataError: too few reference images.
+    """
+    num = len(split.role("reference"))
+    if num < LEAST_REFERENCE:
+        raise DataError(
+            f"split.reference: {num} images, and the looks in training need {LEAST_REFERENCE}; give more, or "
+            "looks.times=0 to keep the last step unseen"
+        )
 
 
 def look_steps(steps: int, times: int) -> tuple[int, ...]:

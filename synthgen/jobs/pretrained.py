@@ -58,15 +58,17 @@ def read(path: Path, kind: str, split: Split) -> Pretrained:
     if about["kind"] != kind:
         raise CheckpointError(f"init_from: {path}: holds a {about['kind']}, and this is a {kind}")
     spec = DatasetSpec.from_json(about["spec"], str(path))
-    if spec.fingerprint == split.spec.fingerprint and about["trained_on"] != split.digest:
+    ancestors = (*((str(source), str(folds)) for source, folds in about["ancestors"]), (about["source"], about["trained_on"]))
+    same_images = spec.fingerprint == split.spec.fingerprint and about["trained_on"] != split.digest
+    if same_images or any(source == split.source and folds != split.digest for source, folds in ancestors if source):
         raise CheckpointError(
-            f"init_from: {path}: trained on another split of the same images ({spec.name!r}), so it may have seen this one's "
-            "test images; start from one that was trained on other data"
+            f"init_from: {path}: it, or its own start, was trained on another split of the same images, and may have seen "
+            "this one's test images; start from one that was trained on other data"
         )
-    structure = dict(about["structure"])
-    if kind == "diffusion":
-        structure.setdefault("objective", about["config"]["objective"])
-    return Pretrained(str(path), load_tensors(data), structure, spec.class_names)
+    settings = {key: about["config"][key] for key in ("objective", "sigma_data") if key in about["config"]}
+    if "objective" in about["structure"]:  # of a network of diffusers, which brings its own
+        settings.pop("objective", None)
+    return Pretrained(str(path), load_tensors(data), about["structure"], spec.class_names, settings, ancestors)
 
 
 def _read_diffusers(folder: Path) -> Pretrained:

@@ -83,6 +83,11 @@ class Split:
         spec = DatasetSpec.from_json(storage.read_json(folder / "dataset.json"), str(folder / "dataset.json"))
         return Split(folder, spec, storage.folder_digest(folder))
 
+    @property
+    def source(self) -> str:
+        """Digest of the files that the images come from, whatever size they were brought to."""
+        return str(storage.read_manifest(self.folder)["inputs"].get("source", ""))
+
     def role(self, role: str) -> Batch:
         """The images of a role. `test` is for the end of the gain study alone."""
         return raw.read(self.folder / f"{role}.parquet", self.spec)

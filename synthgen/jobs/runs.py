@@ -17,7 +17,7 @@ from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.exports import export
 from synthgen.jobs.gains import Contest, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
-from synthgen.jobs.generators import check_size, generate, train
+from synthgen.jobs.generators import check_generator, generate, train
 from synthgen.jobs.order import CANDIDATES, Order
 from synthgen.jobs.real import Split, audit, open_or_make_split, write_config
 from synthgen.report import build
@@ -47,8 +47,9 @@ def _make_candidates(task: _GeneratorTask, progress: Progress) -> None:
 def train_one(order: Order, data: Path, model: str, out: Path) -> None:
     """A folder of `audit` -> a trained generator; the networks that look at it are trained first where they aren't there."""
     split = Split.open(data)
-    check_size(order, split, model)
+    check_generator(order, split, model)
     if order.config.looks.times:
+        check_extractor(order)
         with storage.lock(data / "features"), Pool(order.workers) as pool:
             features(order, split, data / "features", pool)
     train(order, split, data / "features", model, out)
@@ -88,7 +89,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         split = Split.open(out)
         check_sizes(order, split)
         for model in config.models:
-            check_size(order, split, model)
+            check_generator(order, split, model)
         quiet = replace(order, progress=Silent())
         features(order, split, out / "features", pool)
         longest_first = sorted(config.models, key=lambda model: LONGEST.index(model) if model in LONGEST else -1)

@@ -67,6 +67,15 @@ def test_a_collapse_is_two_looks_in_a_row_far_below_the_best_recall():
     assert not recalls(0.15, 0.0, 0.0).stopped, "it never had any recall"
 
 
+def test_a_divergence_is_samples_that_are_not_finite_or_a_held_out_loss_above_the_first():
+    assert choose(Finding(1, {}, 2.0), Finding(2, {}, math.inf)).stopped == "samples are not finite at step 2"
+    assert not choose(Finding(1, {}, math.inf), Finding(2, {}, 2.0)).stopped
+    means = (1.0, 0.5, 0.9, 1.2, 1.4)
+    findings = [Finding(step, {}, 1.0, losses(mean)) for step, mean in enumerate(means)]
+    assert not choose(*findings[:4]).stopped
+    assert choose(*findings).stopped == "the held-out loss rose to 1.4, above the 1 of the first look"
+
+
 def test_it_comes_back_from_its_state():
     choice = choose(Finding(1, {"fid": 2.0}, 3.0, losses(1.0)), Finding(2, {"fid": 1.0}, 1.0, losses(0.9)))
     again = Choice(2.0)

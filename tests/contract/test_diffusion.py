@@ -42,6 +42,12 @@ def started(trained: Pretrained, spec: DatasetSpec = SPEC, **settings):
     return generator, take_up(generator, trained)
 
 
+def take_and_return(trained: Pretrained, spec: DatasetSpec, **settings):
+    generator = models.build(DiffusionConfig(**settings), spec, AugmentConfig(), 0, trained.structure)
+    take_up(generator, trained)
+    return generator
+
+
 def scheduler_json(scheduler) -> dict:
     return dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
 
@@ -172,6 +178,9 @@ def test_what_cannot_be_taken_up_is_named(tmp_path, toy_spec):
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler_json(DDPMScheduler())))
     with pytest.raises(CheckpointError, match="pickled weights"):
         files.read(tmp_path, "diffusion", Fake(toy_spec))
+    odd = scheduler_json(DDPMScheduler()) | {"prediction_type": "flow_prediction"}
+    with pytest.raises(CheckpointError, match="predicts 'flow_prediction'"):
+        of_diffusers(unet(), odd, "x")
     with pytest.raises(CheckpointError, match="'KarrasVeScheduler' has no beta_schedule"):
         of_diffusers(unet(), {"_class_name": "KarrasVeScheduler"}, "x")
 
@@ -191,8 +200,8 @@ def ours(spec: DatasetSpec, tmp_path: Path, trained_on: str = "s", **settings) -
 class Fake:
     """What `read` asks of a split."""
 
-    def __init__(self, spec: DatasetSpec, digest: str = "s") -> None:
-        self.spec, self.digest = spec, digest
+    def __init__(self, spec: DatasetSpec, digest: str = "s", source: str = "files") -> None:
+        self.spec, self.digest, self.source = spec, digest, source
 
 
 def test_other_classes_channels_and_sizes_keep_what_is_common(tmp_path):
@@ -210,9 +219,47 @@ def test_other_classes_channels_and_sizes_keep_what_is_common(tmp_path):
     assert torch.equal(generator.ema.network.label.weight, rows)
 
 
-def test_the_objective_of_the_checkpoint_goes_on(tmp_path):
+def test_another_objective_than_the_checkpoint_s_is_refused(tmp_path):
     trained = files.read(ours(SPEC, tmp_path, objective="flow"), "diffusion", Fake(SPEC))
-    assert started(trained, width=16, attention=True)[0].network.objective == "flow"
+    with pytest.raises(
+        CheckpointError, match=r"trained with objective='flow', here it is 'edm'; give generators\.diffusion\.obj"
+    ):
+        started(trained, width=16, attention=True)
+    assert started(trained, width=16, attention=True, objective="flow")[0].network.objective == "flow"
+
+
+@pytest.mark.parametrize("kind", ["vae", "vqvae", "gan", "diffusion"])
+def test_rows_of_every_label_embedding_go_by_the_class_s_name(kind, tiny, tmp_path):
+    source = DatasetSpec("source", (1, 8, 8), ("a", "b"), False, "1")
+    target = DatasetSpec("target", (1, 8, 8), ("b", "zebra"), False, "2")
+    theirs = models.build(tiny.generators.of(kind), source, tiny.augment, 5)
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(to_bytes(theirs))
+    mine = models.build(tiny.generators.of(kind), target, tiny.augment, 6)
+    start = take_up(mine, files.read(path, kind, Fake(target)))
+    assert start.classes == ("b",)
+    names = [name for name in mine.network.state_dict() if name.endswith("label.weight")]
+    assert names
+    for name in names:
+        assert torch.equal(mine.network.state_dict()[name][0], theirs.ema.network.state_dict()[name][1])
+        assert start.fresh[name] == "rows of 1 classes that aren't there"
+
+
+def test_images_seen_at_another_size_or_a_generation_ago_are_remembered(tiny, tmp_path):
+    """source digests are of the files, so 16 px and 32 px of the same images are the same images."""
+    small = models.build(tiny.generators.vae, DatasetSpec("x", (1, 8, 8), ("a", "b"), False, "at 8 px"), tiny.augment, 5)
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(to_bytes(small, "one split", "files"))
+    spec = DatasetSpec("x", (1, 8, 8), ("a", "b"), False, "at 16 px")
+    with pytest.raises(CheckpointError, match="another split of the same images"):
+        files.read(path, "vae", Fake(spec, "another split", "files"))
+    other = Fake(spec, "their split", "other files")
+    between = models.build(tiny.generators.vae, spec, tiny.augment, 5)
+    take_up(between, files.read(path, "vae", other))
+    path.write_bytes(to_bytes(between, "their split", "other files"))
+    with pytest.raises(CheckpointError, match="another split of the same images"):
+        files.read(path, "vae", Fake(spec, "another split", "files"))
+    assert models.from_bytes(path.read_bytes()).ancestors == (("files", "one split"),)
 
 
 def test_a_checkpoint_of_another_split_of_the_same_images_is_refused(tmp_path):
@@ -249,6 +296,20 @@ def test_lora_trains_little_and_leaves_a_plain_checkpoint(tmp_path, toy, toy_spe
     after = generator.sample(labels, noise)
     assert torch.allclose(again.sample(labels, noise), after, atol=1e-5)
     assert not torch.allclose(after, before, atol=1e-6)
+    torch.manual_seed(99)
+    again, _ = started(trained, toy_spec, width=16, attention=True, lora_rank=2)
+    torch.manual_seed(98)
+    other, _ = started(trained, toy_spec, width=16, attention=True, lora_rank=2)
+    for mine, theirs in zip(again.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(mine, theirs), "it starts as the seed says, whatever was drawn before"
+
+
+def test_a_checkpoint_does_not_tell_where_its_start_lay(tmp_path, toy_spec):
+    trained = files.read(ours(toy_spec, tmp_path), "diffusion", Fake(toy_spec))
+    here, there = (
+        to_bytes(take_and_return(trained, toy_spec, init_from=where, width=16, attention=True)) for where in ("/a/b", "/c")
+    )
+    assert here == there
 
 
 def test_lora_without_attention_or_without_a_start_is_refused(tmp_path):

@@ -108,6 +108,31 @@ def test_the_named_schedulers_serve(name, noise):
     assert made.std() == pytest.approx(SD, abs=0.04)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+        ("KDPM2DiscreteScheduler", {}),
+    ],
+)
+def test_schedulers_whose_noise_levels_would_be_misread_are_refused(name, settings, noise):
+    with pytest.raises(ConfigError, match="flow sigmas outside FlowMatch schedulers, and interpolated sigmas"):
+        with_scheduler(getattr(diffusers, name)(**settings), exact, noise, 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("EDMEulerScheduler", {"prediction_type": "v_prediction"}),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}),
+    ],
+)
+def test_what_a_scheduler_is_set_to_predict_does_not_matter(name, settings, noise):
+    made = with_scheduler(getattr(diffusers, name)(**settings), exact, noise, 60)
+    assert made.mean() == pytest.approx(MEAN, abs=0.02)
+    assert made.std() == pytest.approx(SD, abs=0.035)
+
+
 def test_a_scheduler_of_no_known_family_is_refused(noise):
     with pytest.raises(ConfigError, match="Unknown: none of the schedulers"):
         with_scheduler(Unknown(), exact, noise, 4)
@@ -123,4 +148,7 @@ class Unknown:
         return cls()
 
     def register_to_config(self, **_: object) -> None:
+        pass
+
+    def set_timesteps(self, steps: int) -> None:
         pass
