@@ -25,6 +25,7 @@ class EMA(nn.Module):
         self.decays = decays
         self.networks = nn.ModuleList(copy.deepcopy(network).eval().requires_grad_(False) for _ in decays)
         self.steps, self.chosen = 0, 0
+        self._of: nn.Module | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -34,13 +35,23 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Takes one step of each average towards `network`; no host sync, one fused call an average."""
-        theirs = [p.detach() for p in network.parameters()]
-        for decay, mine in zip(self.decays, self.networks, strict=True):
+        if self._of is not network:
+            self._list(network)
+        for decay, averages in zip(self.decays, self._averages, strict=True):
             rate = min(decay, (1 + self.steps) / (10 + self.steps))
-            torch._foreach_lerp_(list(mine.parameters()), theirs, 1 - rate)
-            for buffer, source in zip(mine.buffers(), network.buffers(), strict=True):
-                buffer.copy_(source)
+            torch._foreach_lerp_(averages, self._theirs, 1 - rate)
+        for mine, theirs in self._buffered:
+            for name, buffer in theirs.named_buffers(recurse=False):
+                mine.get_buffer(name).copy_(buffer)
         self.steps += 1
+
+    def _list(self, network: nn.Module) -> None:
+        """Who is averaged: walking through the modules at each step takes longer than the averages themselves."""
+        object.__setattr__(self, "_of", network)  # not a part of this module
+        self._theirs: list[torch.Tensor] = list(network.parameters())
+        self._averages: list[list[torch.Tensor]] = [list(mine.parameters()) for mine in self.networks]
+        pairs = [pair for mine in self.networks for pair in zip(mine.modules(), network.modules(), strict=True)]
+        self._buffered = [pair for pair in pairs if any(True for _ in pair[1].buffers(recurse=False))]
 
     def get_extra_state(self) -> dict[str, int]:
         """The step count, so that a resumed run goes on with the same decay, and which average was chosen."""

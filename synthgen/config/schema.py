@@ -154,8 +154,8 @@ class GenerateConfig(Section):
         None, description="labels=fill: train images and candidates of a class together; as many as the largest class has if null"
     )
     seed: Count = Field(0, description="of sampling; sample i is fixed by (checkpoint, seed, i)")
-    chunk: PositiveInt = Field(16, description="micro-batch; part of the recipe, since it can change the last bit of a sample")
-    batch: PositiveInt = Field(64, description="images in flight: batch / chunk chunks at a time; never changes a byte")
+    chunk: PositiveInt = Field(64, description="micro-batch; part of the recipe, since it can change the last bit of a sample")
+    batch: PositiveInt = Field(128, description="images in flight: batch / chunk chunks at a time; never changes a byte")
     precision: Literal["32-true", "bf16-mixed"] = Field(
         "32-true", description="bf16-mixed multiplies in bfloat16, in about half the time; part of the recipe"
     )

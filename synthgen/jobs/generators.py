@@ -139,7 +139,14 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
             labels = _label_plan(order, split, networks)
             order.progress.start(task, len(labels))
             batches = sampling.sample(
-                generator, labels, seed=config.seed, chunk=config.chunk, batch=config.batch, prefix=prefix, device=order.device
+                generator,
+                labels,
+                seed=config.seed,
+                chunk=config.chunk,
+                batch=config.batch,
+                prefix=prefix,
+                device=order.device,
+                precision=config.precision,
             )
             raw.write(work.path(CANDIDATES), _watched(batches, order.progress, task), split.spec)
             provenance = Provenance(

@@ -87,7 +87,14 @@ class Looker:
         """What `measure` says of this step's samples; nothing if they aren't finite."""
         own, device = self.config.generate, self.order.device
         batches = sampling.sample(
-            module, self.labels, seed=self.seed, chunk=own.chunk, batch=own.batch, prefix="look", device=device
+            module,
+            self.labels,
+            seed=self.seed,
+            chunk=own.chunk,
+            batch=own.batch,
+            prefix="look",
+            device=device,
+            precision=own.precision,
         )
         try:
             batch = Batch.concatenate(list(batches))
@@ -140,6 +147,7 @@ def seen_with(config: RunConfig) -> dict[str, Any]:
     gate, features = config.gate, config.features
     return {
         "chunk": config.generate.chunk,
+        "precision": config.generate.precision,
         **{name: getattr(gate, name) for name in ("neighbours", "search_px", "search_flip")},
         **{name: getattr(features, name) for name in ("extractor", "size_px")},
     }
