@@ -36,7 +36,7 @@ class Diffusion(Generator):
     kind: ClassVar[str] = "diffusion"
     Config = DiffusionConfig
     sampling_settings = (
-        "sampler", "sampling_steps", "spacing", "guidance", "guidance_interval", "sigma_min", "sigma_max",
+        "sampler", "sampling_steps", "spacing", "guidance", "guidance_interval", "sigma_min", "sigma_max", "compile",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +57,12 @@ class Diffusion(Generator):
         c = self.config
         guided = f"{c.guidance}" + (f" in {c.guidance_interval[0]:g}..{c.guidance_interval[1]:g}" if c.guidance_interval else "")
         levels = "" if c.sampler.startswith("diffusers_") else f" {c.spacing} sigma={c.sigma_min}..{c.sigma_max}"
-        return f"{c.sampler} steps={c.sampling_steps}{levels} guidance={guided}"
+        return f"{c.sampler} steps={c.sampling_steps}{levels} guidance={guided}" + (" compiled" if c.compile else "")
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.config.compile:
+            self.network.unet.compile()  # in place: the names of the weights stay
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Weighted denoising error |D(y + sigma n) - y|^2 / c_out(sigma)^2: EDM's lambda(sigma), for flow |v - (n - y)|^2."""
@@ -92,6 +97,9 @@ class Diffusion(Generator):
     @torch.no_grad()
     def sample(self, labels: Int64[Tensor, " b"], noise: Noise) -> Float[Tensor, "b c h w"]:
         c, denoise = self.config, self.denoiser(labels)
+        unet = cast(Denoiser, self.ema.network).unet
+        if c.compile and unet._compiled_call_impl is None:
+            unet.compile()
         first = noise("image", self.spec.image_shape)
         if c.sampler.startswith("diffusers_"):
             return with_scheduler(diffusers_scheduler(c.sampler), denoise, first, c.sampling_steps).clamp(-1, 1)

@@ -128,6 +128,9 @@ class DiffusionConfig(GeneratorConfig):
     lora_rank: Count = Field(
         0, description="above 0: only low-rank changes (Hu 2021) of the attention layers of `init_from` are trained"
     )
+    compile: bool = Field(
+        False, description="torch.compile the U-Net: for long runs on a GPU, after a minute or more at the start; other last bits"
+    )
     sampler: Literal[
         "dpmpp_2m", "heun", "euler", "ddim", "diffusers_ddim", "diffusers_dpmpp", "diffusers_unipc", "diffusers_euler"
     ] = Field(

@@ -318,3 +318,22 @@ def test_lora_without_attention_or_without_a_start_is_refused(tmp_path):
     plain = models.build(DiffusionConfig(width=16), SPEC, AugmentConfig())
     with pytest.raises(ConfigError, match="no attention"):
         lora.add(plain.network, 2)
+
+
+def test_compile_is_asked_of_both_networks_and_told_in_the_sampler(tiny, toy, toy_spec, monkeypatch):
+    asked = []
+
+    def compiled(module, *_, **__):
+        asked.append(module)
+        module._compiled_call_impl = module._call_impl
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    own = tiny.generators.diffusion.model_copy(update={"steps": 2, "compile": True})
+    generator = models.build(own, toy_spec, tiny.augment)
+    training.fit(generator, [(toy, 8)], steps=2, seed=0, task="x", progress=Silent())
+    assert asked == [generator.network.unet]
+    for _ in range(2):
+        generator.sample(torch.tensor([0, 1]), Noise(0, np.arange(2)))
+    assert asked == [generator.network.unet, generator.ema.network.unet], "once each"
+    assert generator.sampler.endswith("compiled")
+    assert models.from_bytes(to_bytes(generator)).config.compile
