@@ -40,6 +40,9 @@ they lay half as far from the training images (0.11) as real digits do (0.21).""
 EMBEDDING_STD = 0.3
 """Of the prior's embeddings at the start. With 0.02 (GPT-2) the label is learnt too slowly: FID 24 instead of 10 on digits."""
 
+MOST_DRAWS = 2**20
+"""Random numbers of one sample: 4 MB, or 256 MB for a chunk of 64."""
+
 
 class Codebook(nn.Module):
     """Vectors that encodings are rounded to, learned by moving averages (van den Oord 2017, appendix A.1)."""
@@ -202,7 +205,7 @@ class VQVAENetwork(nn.Module):
     """Autoencoder, codebook and prior.
 
     Raises:
-        ConfigError: the images can't be halved so often.
+        ConfigError: the images can't be halved so often, or a sample would take more random numbers than fit.
     """
 
     def __init__(self, config: VQVAEConfig, spec: DatasetSpec) -> None:
@@ -213,6 +216,11 @@ class VQVAENetwork(nn.Module):
                 f"generators.vqvae.halvings: {height} x {width} px can't be halved {config.halvings} times; give fewer"
             )
         self.grid = (height >> config.halvings, width >> config.halvings)
+        if self.grid[0] * self.grid[1] * config.codes > MOST_DRAWS:
+            raise ConfigError(
+                f"generators.vqvae.codes: {self.grid[0]} x {self.grid[1]} places of {config.codes} codes take a random number "
+                f"each for every sample, at most {MOST_DRAWS:,} in all; give fewer codes, or more halvings"
+            )
         self.autoencoder = Autoencoder(config, spec)
         self.codebook = Codebook(config.codes, config.code_dim)
         self.prior = Prior(config, spec, self.grid[0] * self.grid[1])

@@ -154,6 +154,12 @@ class DiffusionConfig(GeneratorConfig):
             raise ValueError(f"sigma_min must be below sigma_max={self.sigma_max:g}")
         if self.guidance_interval and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             raise ValueError("guidance_interval must be two noise levels, the lower one first: [0.2, 5]")
+        own = {name: type(self).model_fields[name].default for name in ("spacing", "sigma_min", "sigma_max")}
+        changed = [name for name, value in own.items() if getattr(self, name) != value]
+        if self.sampler.startswith("diffusers_") and changed:
+            raise ValueError(
+                f"{changed[0]} has no effect on sampler={self.sampler}, which has its own noise levels: leave it out"
+            )
         if self.lora_rank and not self.init_from:
             raise ValueError("lora_rank changes a trained network: give init_from too")
         return self

@@ -107,7 +107,8 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
     """Which generator is exported and studied, chosen on val: out/select.json.
 
     Among those with the best gate verdict, the one whose gated samples, added to real and augmentation, give the lowest
-    cross-entropy on val (mean of `gain.select_seeds` classifiers). None where no generator has a kept sample.
+    cross-entropy on val (mean of `gain.select_seeds` classifiers); one of which less than `gate.min_keep` was kept comes
+    after the others, since a handful of samples changes nothing and so does no harm. None where no generator has any.
     """
     config = order.config
     contests = {name: Contest.of(order, split, candidates, judged) for name, (candidates, judged) in generators.items()}
@@ -129,12 +130,13 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
             for name, contest in usable.items():
                 each = [study.score(Trained.from_bytes(tasks[name, cell].out.read_bytes()).val, val) for cell in cells]
                 accuracy, loss = np.mean(each, axis=0)
-                verdict = load_gate(contest.gate).verdict
-                scores[name] = {"val_accuracy": float(accuracy), "val_loss": float(loss), "gate": verdict}
-            rank = {"accept": 0, "insufficient evidence": 1, "reject": 2}
-            chosen = min(scores, key=lambda name: (rank[scores[name]["gate"]], scores[name]["val_loss"])) if scores else None
+                report = load_gate(contest.gate)
+                share = len(report.kept) / report.num_candidates
+                scores[name] = {"val_accuracy": float(accuracy), "val_loss": float(loss), "gate": report.verdict, "kept": share}
+            chosen = min(scores, key=lambda name: preference(scores[name], config.gate.min_keep)) if scores else None
             criterion = (
-                f"best gate verdict, then lowest cross-entropy on val of {len(cells)} classifiers on real + augmentation + gated"
+                f"best gate verdict, then {config.gate.min_keep:.0%} kept or more, then lowest cross-entropy on val of "
+                f"{len(cells)} classifiers on real + augmentation + gated"
             )
             work.write_json("select.json", {"criterion": criterion, "scores": scores, "chosen": chosen})
     found = storage.read_json(out / "select.json")
@@ -144,6 +146,12 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
     )
     chosen_name: str | None = found["chosen"]
     return chosen_name
+
+
+def preference(score: dict[str, Any], min_keep: float) -> tuple[int, bool, float]:
+    """Sorts generators, the best first: by the gate's verdict, whether enough was kept, cross-entropy on val."""
+    rank = {"accept": 0, "insufficient evidence": 1, "reject": 2}
+    return rank[score["gate"]], score["kept"] < min_keep, score["val_loss"]
 
 
 def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:

@@ -119,6 +119,13 @@ def test_guidance_within_an_interval_only_calls_the_network_twice_there(tiny, to
         DiffusionConfig(guidance_interval=(2.0, 0.5))
 
 
+@pytest.mark.parametrize("changed", [{"spacing": "angle"}, {"sigma_max": 40.0}])
+def test_a_setting_that_a_scheduler_of_diffusers_would_ignore_is_refused(changed):
+    with pytest.raises(ValueError, match="has no effect on sampler=diffusers_ddim, which has its own noise levels"):
+        DiffusionConfig(sampler="diffusers_ddim", **changed)
+    assert DiffusionConfig(sampler="diffusers_ddim").spacing == "karras"
+
+
 # Networks of diffusers
 
 

@@ -245,3 +245,10 @@ def test_images_that_cannot_be_halved_so_often_are_refused(tiny):
 
 def test_how_to_sample_is_said_in_provenance(tiny):
     assert build(tiny, temperature=0.8).sampler == "ancestral temperature=0.8"
+
+
+def test_more_codes_than_random_numbers_fit_are_refused(tiny):
+    own = tiny.generators.vqvae.model_copy(update={"codes": 65536, "halvings": 1})
+    spec = DatasetSpec("x", (3, 32, 32), ("a", "b"), False, "")
+    with pytest.raises(ConfigError, match=r"generators\.vqvae\.codes: 16 x 16 places of 65536 codes"):
+        models.build(own, spec, tiny.augment)
