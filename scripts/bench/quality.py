@@ -94,8 +94,7 @@ def one(asked: argparse.Namespace, num: int, seed: int, scratch: Path) -> list[d
     looker = Looker(order, split, scratch / "features")
     reference = split.role("reference")
     half = len(reference) // 2
-    features, looker.reference = looker.reference, looker.reference[:half]
-    del features
+    looker.reference = looker.reference[:half]
     real = looker.measure(reference.take(np.arange(half, 2 * half)))
     rows = [{"generator": "other real images", "train": num, "seed": seed, **real}]
     labels = sampling.label_plan(split.role("train").labels, split.spec.num_classes, half, "match", seed)

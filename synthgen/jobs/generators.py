@@ -32,8 +32,10 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
 
     Args:
         networks: folder of `features`, whose extractor looks at the samples; not read if `looks.times` is 0.
+
+    What can't be trained is refused before anything is by `check_generator`, which is the caller's to ask: a finished stage
+    needs no network built.
     """
-    check_generator(order, split, model)
     config = order.config
     own = config.generators.of(model)
     settings = {"model": own.model_dump(mode="json", exclude={"init_from"}), "device": order.device}
