@@ -19,28 +19,35 @@ from synthgen.types import DatasetSpec
 
 
 class Block(nn.Module):
-    """conv-BN-ReLU-conv-BN plus a 1x1 shortcut (He et al. 2016), at half the resolution if `stride` is 2."""
+    """conv-BN-ReLU-conv-BN plus a 1x1 shortcut (He et al. 2016), at half the resolution if `stride` is 2.
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    With several `networks` it is as many blocks side by side: group g of the channels belongs to network g alone.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, networks: int = 1) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        i, o, groups = networks * inputs, networks * outputs, networks
+        self.conv1, self.norm1 = nn.Conv2d(i, o, 3, stride, 1, bias=False, groups=groups), nn.BatchNorm2d(o)
+        self.conv2, self.norm2 = nn.Conv2d(o, o, 3, 1, 1, bias=False, groups=groups), nn.BatchNorm2d(o)
+        self.skip = nn.Conv2d(i, o, 1, stride, bias=False, groups=groups)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         return F.relu(self.norm2(self.conv2(y)) + self.skip(x), inplace=True)
 
 
-def residual_stages(channels: int, width: int) -> nn.Sequential:
-    """Images of `channels` channels -> a map of 4 w channels at a quarter of the size: a stem, then blocks of w, 2w, 4w."""
+def residual_stages(channels: int, width: int, networks: int = 1) -> nn.Sequential:
+    """Images of `channels` channels -> a map of 4 w channels at a quarter of the size: a stem, then blocks of w, 2w, 4w.
+
+    All widths are those of one of `networks` networks; see `Block`.
+    """
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(width),
+        nn.Conv2d(networks * channels, networks * width, 3, 1, 1, bias=False, groups=networks),
+        nn.BatchNorm2d(networks * width),
         nn.ReLU(inplace=True),
-        Block(width, width, 1),
-        Block(width, 2 * width, 2),
-        Block(2 * width, 4 * width, 2),
+        Block(width, width, 1, networks),
+        Block(width, 2 * width, 2, networks),
+        Block(2 * width, 4 * width, 2, networks),
     )
 
 

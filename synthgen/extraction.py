@@ -30,7 +30,7 @@ from synthgen.errors import ConfigError, DataError, SynthgenError
 from synthgen.metrics.extractors import Extractor
 from synthgen.metrics.features import check_finite, micro_batches
 from synthgen.shapes import Float, UInt8
-from synthgen.types import Batch, FeatureSet
+from synthgen.types import UNLABELLED, Batch, FeatureSet
 
 # Lightning's notes on hardware and on loaders with few workers aren't for our users
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
@@ -62,6 +62,12 @@ def extract(extractor: Extractor, images: Images, device: str = "cpu", devices: 
     features = _on_one(extractor, images, device) if devices == 1 else _on_several(extractor, images, device, devices)
     check_finite(torch.from_numpy(features), f"features of {extractor.id}")
     return features
+
+
+def embed(extractor: Extractor, images: UInt8[np.ndarray, "n c h w"], device: str = "cpu") -> Float[np.ndarray, "n d"]:
+    """`feature_set` of images that have no labels and no names: their features alone."""
+    nameless = Batch(images, np.full(len(images), UNLABELLED, np.int64), tuple(map(str, range(len(images)))))
+    return feature_set(extractor, nameless, device).features
 
 
 def feature_set(

@@ -11,10 +11,12 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,9 +27,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from synthgen import randomness, storage
 from synthgen.choice import Choice, Finding
+from synthgen.data.stacks import Stack
 from synthgen.data.transforms import to_float
 from synthgen.errors import ConfigError, DataError, TrainingError
-from synthgen.types import UNLABELLED, Batch, Progress
+from synthgen.models.base import put
+from synthgen.types import UNLABELLED, Progress
 
 # Lightning's notes on hardware and on loaders with few workers aren't for our users
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
@@ -73,25 +77,108 @@ class Looks:
     tolerance: float = 2.0
 
 
+@runtime_checkable
+class Images(Protocol):
+    """uint8 images `n c h w` of which rows can be taken: an array, or a file that reads them (`shards.pages.Rows`)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Labelled images to train on: a `Batch`, or `shards.raw.OnDisk`."""
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+
+RESIDENT_BYTES = 2**30
+"""Pixels that training on the CPU holds in memory; what is more is read as it is needed."""
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Pixels that may be held on a device: of a GPU, half of the memory that is free."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else RESIDENT_BYTES
+
+
+class ReadAhead:
+    """`read(step)` for one step after the other: while one is used, the next is read in a thread of its own.
+
+    What `read` raises for a step is raised where that step is asked for. Steps may come in any order; only the next one is
+    there at once.
+    """
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self.read, self.thread = read, ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self.next: tuple[int, Future[Any]] | None = None
+
+    def __call__(self, step: int) -> Any:
+        due = self.next[1] if self.next and self.next[0] == step else self.thread.submit(self.read, step)
+        found = due.result()
+        self.next = step + 1, self.thread.submit(self.read, step + 1)
+        return found
+
+    def close(self) -> None:
+        """Ends the thread, after what it is reading."""
+        self.thread.shutdown(cancel_futures=True)
+
+
 class Keyed(Dataset):
     """The batch of a step: images in [-1, 1] and labels, fixed by (seed, step).
 
     Each source's rows are drawn without replacement from a permutation per pass. With several sources, a batch holds
     the given number of rows of each (real and synthetic, say).
+
+    Sources are held on the device as uint8, as many as `resident_bytes` allows. Of the others each batch is read from where
+    they are, a step ahead of its use; the batches are the same bytes. `close` ends that.
     """
 
-    def __init__(self, sources: list[tuple[Batch, int]], seed: int, device: torch.device) -> None:
+    def __init__(self, sources: Sequence[tuple[Source, int]], seed: int, device: torch.device) -> None:
         self.counts = [count for _, count in sources]
-        self.images = [torch.from_numpy(np.ascontiguousarray(batch.images)).to(device) for batch, _ in sources]
+        self.images: list[Tensor | Images] = []
+        left = resident_bytes(device)
+        for batch, _ in sources:
+            fits = batch.images.nbytes <= left
+            left -= batch.images.nbytes if fits else 0
+            self.images.append(_held(batch.images, device) if fits else batch.images)
         self.labels = [torch.from_numpy(batch.labels).to(device) for batch, _ in sources]
-        self.seed = seed
+        self.seed, self.device = seed, device
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self.ahead = None if all(isinstance(images, Tensor) for images in self.images) else ReadAhead(self._drawn)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        rows = [torch.from_numpy(self._rows(source, step)) for source in range(len(self.counts))]
-        images = [to_float(images[r.to(images.device)]) for images, r in zip(self.images, rows, strict=True)]
-        labels = [labels[r.to(labels.device)] for labels, r in zip(self.labels, rows, strict=True)]
+        drawn = self._drawn(step) if self.ahead is None else self.ahead(step)
+        parts = [
+            (to_float(images[rows] if isinstance(images, Tensor) else read), labels[rows])
+            for images, labels, (rows, read) in zip(self.images, self.labels, drawn, strict=True)
+        ]
+        images, labels = zip(*parts, strict=True)
         return torch.cat(images), torch.cat(labels)
+
+    def close(self) -> None:
+        """Leaves no thread behind; no batch can be had after it where one was needed."""
+        if self.ahead is not None:
+            self.ahead.close()
+
+    def _drawn(self, step: int) -> list[tuple[Tensor, Tensor | None]]:
+        """A step's rows of each source and, of those that aren't held, their pixels."""
+        drawn: list[tuple[Tensor, Tensor | None]] = []
+        for source, images in enumerate(self.images):
+            rows = self._rows(source, step)
+            read = None if isinstance(images, Tensor) else put(np.ascontiguousarray(images[rows]), self.device)
+            drawn.append((put(rows, self.device), read))
+        return drawn
 
     def _rows(self, source: int, step: int) -> np.ndarray:
         size, count = len(self.labels[source]), self.counts[source]
@@ -109,6 +196,17 @@ class Keyed(Dataset):
             draws = randomness.stream(self.seed, f"order/{source}", lap)
             self._orders[source, lap] = draws.permutation(len(self.labels[source]))
         return self._orders[source, lap]
+
+
+def _held(images: Images, device: torch.device) -> Tensor:
+    """All images on a device; those of a file piece by piece, without a copy of them all beside it."""
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    held = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    size = max(1, 2**24 // max(1, int(np.prod(images.shape[1:]))))
+    for start in range(0, len(held), size):
+        held[start : start + size] = torch.from_numpy(images[start : start + size])
+    return held
 
 
 class Steps(Sampler[int]):
@@ -260,7 +358,7 @@ class Watch(pl.Callback):
 
 def fit(
     module: pl.LightningModule,
-    sources: list[tuple[Batch, int]],
+    sources: Sequence[tuple[Source, int]] | Stack,
     *,
     steps: int,
     seed: int,
@@ -276,7 +374,8 @@ def fit(
 
     Args:
         module: trained in place, left on the CPU in eval mode.
-        sources: (images, rows of them in each batch); several where a batch mixes real and synthetic.
+        sources: (images, rows of them in each batch); several where a batch mixes real and synthetic. What is too large
+            for `resident_bytes` is read batch by batch. Or the batches of several networks side by side.
         steps: training steps in all, those before a resumption included.
         seed: of the order of the data.
         task: what the progress calls it.
@@ -290,7 +389,7 @@ def fit(
         DataError: an empty source, or an image without a label.
         TrainingError: the loss or a weight is no longer finite, and no look has kept weights from before.
     """
-    for batch, _ in sources:
+    for batch, _ in () if isinstance(sources, Stack) else sources:
         if not len(batch):
             raise DataError(f"{task}: no images to train on")
         if (batch.labels == UNLABELLED).any():
@@ -300,10 +399,10 @@ def fit(
     first = resume["callbacks"]["Watch"]["done"] if resume else 0
     sampler = Steps(first, steps, looks.steps if looks else ())
     watch = Watch(task, steps, progress, folder, save_every_s, resume, looks, sampler)
-    data = Keyed(sources, seed, torch.device(device))
-    loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=0, collate_fn=_as_is)
     progress.start(task, steps)
-    with warnings.catch_warnings():
+    batches = sources if isinstance(sources, Stack) else Keyed(sources, seed, torch.device(device))
+    with closing(batches) as data, warnings.catch_warnings():
+        loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=0, collate_fn=_as_is)
         warnings.filterwarnings("ignore", category=UserWarning)  # advice about loader workers and logging intervals
         warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning|lightning_fabric")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="pytorch_lightning|lightning_fabric")

@@ -14,6 +14,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from tempfile import mkdtemp
@@ -69,6 +70,11 @@ class Case:
         rng = np.random.default_rng(0)
         return rng.integers(0, 256, (IMAGES, self.channels, self.px, self.px), dtype=np.uint8)
 
+    def labelled(self) -> Any:
+        from synthgen.types import Batch
+
+        return Batch(self.pixels(), np.arange(IMAGES, dtype=np.int64) % 10, tuple(map(str, range(IMAGES))))
+
     def loader(self) -> Iterator[Tensor]:
         """Batches as the peers' scripts get theirs, but decoded and normalised before: in their favour."""
         images = torch.from_numpy(self.pixels()).float().div(127.5).sub(1).to(self.device)
@@ -108,10 +114,10 @@ class Turns:
 # Training -----------------------------------------------------------------------------------------------------------------
 
 
-def train_ours(case: Case, turn: Turns) -> None:
+def train_ours(case: Case, turn: Turns, data: Any = None) -> None:
     """`training.fit` as the jobs call it: Lightning, keyed batches, augmentation, keyed noise, averages."""
     from synthgen import training
-    from synthgen.types import Batch, Silent
+    from synthgen.types import Silent
 
     generator = case.generator()
     start, fetch = generator.on_train_batch_start, training.Keyed.__getitem__
@@ -131,12 +137,39 @@ def train_ours(case: Case, turn: Turns) -> None:
     training.Keyed.__getitem__ = timed  # type: ignore[method-assign]
     if case.compile:
         generator.network.unet.compile()
-    pixels = case.pixels()
-    data = Batch(pixels, np.arange(IMAGES, dtype=np.int64) % 10, tuple(map(str, range(IMAGES))))
     training.fit(
-        generator, [(data, case.batch)], steps=10**6, seed=0, task="bench", progress=Silent(), device=case.device,
-        precision=case.precision,
+        generator, [(data or case.labelled(), case.batch)], steps=10**6, seed=0, task="bench", progress=Silent(),
+        device=case.device, precision=case.precision,
     )  # fmt: skip
+
+
+class Cold:
+    """Images in a file that is forgotten by the page cache before each batch."""
+
+    def __init__(self, images: Any) -> None:
+        self.images, self.shape, self.nbytes = images, images.shape, images.nbytes
+        self.file = os.open(images.path, os.O_RDONLY)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        os.posix_fadvise(self.file, 0, 0, os.POSIX_FADV_DONTNEED)
+        return self.images[rows]
+
+
+def train_streamed(case: Case, turn: Turns, cold: bool = False) -> None:
+    """As `train_ours`, from a file that counts as too large to be held."""
+    from synthgen import training
+    from synthgen.shards import raw
+
+    path = Path(mkdtemp(dir=case.scratch)) / "train.parquet"
+    raw.write(path, [case.labelled()], case.generator().spec)
+    data = raw.on_disk(path)
+    training.resident_bytes = lambda device: 0
+    train_ours(case, turn, replace(data, images=Cold(data.images)) if cold else data)  # type: ignore[arg-type]
+
+
+def train_streamed_cold(case: Case, turn: Turns) -> None:
+    """As `train_streamed`, each batch from the disk itself."""
+    train_streamed(case, turn, cold=True)
 
 
 def train_bare(case: Case, turn: Turns, ours: bool = False) -> None:
@@ -416,6 +449,8 @@ def disk_diffusers_npy(case: Case, turn: Turns) -> None:
 CONTENDERS: dict[str, dict[str, Callable[[Case, Turns], None]]] = {
     "train": {
         "ours": train_ours,
+        "ours, streaming": train_streamed,
+        "ours, streaming, cold": train_streamed_cold,
         "bare": train_bare_ours,
         "bare, as shipped": train_bare,
         "diffusers": train_diffusers,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from synthgen.config.generators import GeneratorsConfig, LooksConfig
 from synthgen.config.section import Count, Section, Share
@@ -28,6 +28,21 @@ def _generator(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_generator)]
 
 
+def _as_text(value: Any) -> Any:
+    """A class may be called 7, which YAML reads as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("names a class twice")
+    return names
+
+
+ClassName = Annotated[str, BeforeValidator(_as_text)]
+ClassNames = Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(_different)]
+
+
 class DataConfig(Section):
     """Where the real images come from, and how they are brought to one shape."""
 
@@ -39,6 +54,14 @@ class DataConfig(Section):
         description="folder or file of the source; looked for here, then in $SYNTHGEN_DATA, then in ../shared/data",
     )
     name: str | None = Field(None, description="name of the data set; the source's own name if not given")
+    classes: ClassNames | None = Field(
+        None, description="only these classes, in this order, by the source's own names; all if not given"
+    )
+    unlabelled: ClassName | None = Field(
+        None,
+        description="images without a label, for the pool. folder: name of their folder; parquet and npz: the label that means "
+        "none, beside which empty ones and -1 do too",
+    )
     size_px: PositiveInt | None = Field(None, description="height and width; the images' own if they agree")
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; 3 if any image has colour, if not given")
     fit: Literal["crop", "pad", "stretch"] = Field(
@@ -69,7 +92,18 @@ class SplitConfig(Section):
     test: float = Field(
         0.3, ge=0, description="locked: opened once, at the end of the gain study; a given test split is used whole"
     )
+    pool: float | None = Field(
+        0,
+        ge=0,
+        description="images whose labels are hidden from everybody, beside those of the source that have none (data.unlabelled)",
+    )
     keep_near_duplicates_together: bool = Field(True, description="never part near-duplicates across splits")
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitConfig:
+        if self.train is None and self.pool is None:
+            raise ValueError("train and pool can't both be what is left over (null); give one of them a number")
+        return self
 
 
 class AuditConfig(Section):
@@ -234,16 +268,45 @@ class ExportConfig(Section):
 
 
 class GainConfig(Section):
-    """The study: arms x seeds on the same split, with the same number of gradient steps."""
+    """The study: arms x seeds on the same split, with the same number of gradient steps. gain=full is gain.study=full."""
 
-    seeds: int = Field(5, ge=2, description="classifier seeds; differences are paired by seed")
-    arms: tuple[str, ...] | None = Field(None, description="arms to run; all if not given")
+    study: Literal["quick", "full"] = Field(
+        "quick", description="quick: the arms that answer the question in minutes; full: every arm that the data at hand allow"
+    )
+    arms: tuple[str, ...] | None = Field(None, description="arms to run instead of the study's own; `synthgen arms` lists them")
+    seeds: int = Field(10, ge=2, description="classifier seeds; differences are paired by seed")
     committee: int = Field(3, ge=2, description="networks of a committee, on the real and the synthetic side alike")
-    synthetic_share: float = Field(0.5, gt=0, lt=1, description="share of each batch that is synthetic where an arm mixes")
-    mixup: PositiveFloat = Field(0.3, description="alpha of mixup's Beta distribution")
-    pseudo_confidence: Share = Field(0.8, description="lowest confidence of a pseudo-label")
+    equal_cost_networks: PositiveInt = Field(
+        12, description="networks of the real-only committee that stands for what generator and gate cost (gain=full)"
+    )
+    together: PositiveInt = Field(
+        10, description="networks trained side by side in one pass; part of the recipe, since it can change the last bit"
+    )
+    tune_seeds: Count = Field(2, description="networks that each value of an arm's dial is tried with, on val; 0 tunes nothing")
     select_seeds: PositiveInt = Field(2, description="classifiers a generator is chosen with, on val")
     smallest_gain: float = Field(0.5, ge=0, description="gain in points of accuracy below which nobody would bother")
+    curve: bool = Field(True, description="measure real-only accuracy at a quarter, half and all of train, and beyond")
+    extrapolate: bool = Field(False, description="tell an exchange rate outside the measured sizes too, marked as such")
+    next_images: PositiveInt = Field(100, description="real images whose worth the learning curve is asked for")
+    simulate: bool = Field(
+        False,
+        description="open labels that the source has and the split hides, for what a user couldn't do: the oracle arm, active "
+        "learning, a learning curve beyond the labelled images. No arm that the verdict rests on sees them",
+    )
+    acquire: PositiveInt = Field(50, description="images that an active-learning arm has labelled, in two rounds")
+    pretrain_steps: PositiveInt = Field(300, description="steps of self-supervised pre-training (SimCLR)")
+    transfer: str | None = Field(
+        None, description="what transfer arms start from: a features/ folder of another run, or a transformers folder on disk"
+    )
+    trials: PositiveInt = Field(
+        16, description="settings that the search over learning rate, decay and augmentation tries (optuna)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> GainConfig:
+        if self.tune_seeds > self.seeds:
+            raise ValueError(f"tune_seeds={self.tune_seeds} is more than seeds={self.seeds}; lower it")
+        return self
 
 
 class RunConfig(Section):

@@ -19,7 +19,7 @@ from synthgen.data.sources import RealImages
 from synthgen.data.splits import ROLES, leakage_blocks, leaking, stratified
 from synthgen.errors import DataError
 from synthgen.shapes import Bool, Float, Int64, UInt8
-from synthgen.types import DatasetSpec, Record
+from synthgen.types import UNLABELLED, DatasetSpec, Record
 
 MAX_LISTED = 100
 """Offenders and groups that a report lists; the totals beside them count all."""
@@ -47,7 +47,8 @@ class Duplicates:
 
     Attributes:
         num_groups, num_images: groups of two or more, and the images in them.
-        num_crossing: groups with images in more than one split; 0 where splits keep them together.
+        num_crossing: groups with images in more than one split, train and pool counting as one (both are learned from); 0
+            where splits keep them together.
         num_conflicting: groups whose images carry different labels (counted where labels may be looked at: not in test).
         groups: the keys of the first 100 groups, at most 100 each.
     """
@@ -84,21 +85,25 @@ class AuditReport(Record):
     Attributes:
         spec: the data set.
         num_images: readable images.
-        class_counts: class -> images, over all.
-        split_counts: split -> class -> images; a split whose labels nobody knows has one entry, "unlabelled".
+        class_counts: class -> images, over all that have a label.
+        split_counts: split -> class -> images; a split whose labels nobody knows has one entry, "unlabelled". No pool where
+            it is empty.
         num_unused: images in no split.
         sizes: original "WxH" -> images, the 100 commonest.
         converted: what was done to images when they were read -> how many.
         num_quarantined, quarantined: files that were left out, and origin -> reason of the first 100.
         exact_duplicates: groups with the same pixels.
         near_duplicates: groups that are nearly the same (see `near_duplicates`), those with the same pixels alone left out.
-        left_out: given train images that are in a group with given test images, and so in no split.
+        left_out: given train images that are in a group with given test images, and so in no split (labelled ones).
         constant: images of one colour.
         label_issues: labels that look wrong.
         notes: what deserves a look, one sentence each.
+        num_unlabelled: images that came without a label.
+        unlabelled_left_out: those of them that are in no split, since they are in a group with images of test, val or
+            reference, or in the given test split.
     """
 
-    SCHEMA: ClassVar[str] = "synthgen.audit/1"
+    SCHEMA: ClassVar[str] = "synthgen.audit/2"
 
     spec: DatasetSpec
     num_images: int
@@ -115,6 +120,8 @@ class AuditReport(Record):
     constant: Offenders
     label_issues: LabelIssues
     notes: tuple[str, ...]
+    num_unlabelled: int = 0
+    unlabelled_left_out: Offenders = Offenders(0, ())
 
     @classmethod
     def _revive(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +137,7 @@ class AuditReport(Record):
             "near_duplicates": duplicates(given["near_duplicates"]),
             "left_out": offenders(given["left_out"]),
             "constant": offenders(given["constant"]),
+            "unlabelled_left_out": offenders(given["unlabelled_left_out"]),
             "label_issues": LabelIssues(**given["label_issues"] | {"keys": tuple(given["label_issues"]["keys"])}),
             "notes": tuple(given["notes"]),
         }
@@ -145,7 +153,7 @@ def audit(
     """Looks at the images as they were read and split.
 
     Labels are looked at in train and val (class counts apart); `split_config.reference_labelled=False` hides those of
-    the reference.
+    the reference, those of the pool are always hidden. Images without a label count for duplicates and leakage alone.
 
     Args:
         real: what `sources.load` gave.
@@ -163,32 +171,35 @@ def audit(
     role_of = np.full(len(real.batch), -1)
     for i, role in enumerate(ROLES):
         role_of[split[role]] = i
+    side_of = np.where(role_of == ROLES.index("pool"), ROLES.index("train"), role_of)
     known = ("train", "val", "reference") if split_config.reference_labelled else ("train", "val")
     labels = np.where(np.isin(role_of, [ROLES.index(role) for role in known]), real.batch.labels, -1)
     exact_groups = _groups(exact)
     near_groups = [rows for rows in _groups(near) if len(np.unique(exact[rows])) > 1]
+    no_label = real.batch.labels == UNLABELLED
     blocks = leakage_blocks(real, near if split_config.keep_near_duplicates_together else None)
     report = AuditReport(
         spec=real.spec,
         num_images=len(real.batch),
         class_counts=_class_counts(real, np.arange(len(real.batch))),
         split_counts={
-            role: _class_counts(real, split[role])
-            if role != "reference" or split_config.reference_labelled
-            else {"unlabelled": len(split[role])}
+            role: _class_counts(real, split[role]) if role in ("test", *known) else {"unlabelled": len(split[role])}
             for role in ROLES
+            if role != "pool" or len(split[role])
         },
         num_unused=int((role_of < 0).sum()),
         sizes=dict(list(real.sizes.items())[:MAX_LISTED]),
         converted=real.converted,
         num_quarantined=len(real.quarantined),
         quarantined=dict(list(real.quarantined.items())[:MAX_LISTED]),
-        exact_duplicates=_duplicates(exact_groups, real.batch.keys, role_of, labels),
-        near_duplicates=_duplicates(near_groups, real.batch.keys, role_of, labels),
-        left_out=_offenders(leaking(real, blocks), real.batch.keys),
+        exact_duplicates=_duplicates(exact_groups, real.batch.keys, side_of, labels),
+        near_duplicates=_duplicates(near_groups, real.batch.keys, side_of, labels),
+        left_out=_offenders(np.setdiff1d(leaking(real, blocks), np.flatnonzero(no_label)), real.batch.keys),
         constant=_offenders(constant(real.batch.images), real.batch.keys),
         label_issues=label_issues(real, np.sort(np.concatenate([split["train"], split["val"]])), config, split_config.seed),
         notes=(),
+        num_unlabelled=int(no_label.sum()),
+        unlabelled_left_out=_offenders(np.flatnonzero(no_label & (role_of < 0)), real.batch.keys),
     )
     return AuditReport(**{**report.__dict__, "notes": _notes(report)})
 
@@ -196,7 +207,7 @@ def audit(
 def one_line(report: dict[str, Any]) -> str:
     """A report's JSON form in one line: the images, the splits, and how many notes there are."""
     channels, height, width = report["spec"]["image_shape"]
-    splits = ", ".join(f"{role} {sum(report['split_counts'][role].values()):,}" for role in ROLES)
+    splits = ", ".join(f"{role} {sum(counts.values()):,}" for role, counts in report["split_counts"].items())
     notes = report["notes"]
     more = f" (and {_plural(len(notes) - 1, 'more note')})" if len(notes) > 1 else ""
     return (
@@ -302,14 +313,14 @@ def _groups(group: Int64[np.ndarray, " n"]) -> list[np.ndarray]:
     return [part for part in parts if len(part) > 1]
 
 
-def _duplicates(groups: list[np.ndarray], keys: tuple[str, ...], role_of: np.ndarray, labels: np.ndarray) -> Duplicates:
+def _duplicates(groups: list[np.ndarray], keys: tuple[str, ...], side_of: np.ndarray, labels: np.ndarray) -> Duplicates:
     def several(values: np.ndarray) -> bool:
         return len(np.unique(values[values >= 0])) > 1
 
     return Duplicates(
         num_groups=len(groups),
         num_images=sum(len(rows) for rows in groups),
-        num_crossing=sum(several(role_of[rows]) for rows in groups),
+        num_crossing=sum(several(side_of[rows]) for rows in groups),
         num_conflicting=sum(several(labels[rows]) for rows in groups),
         groups=tuple(tuple(keys[i] for i in rows[:MAX_LISTED].tolist()) for rows in groups[:MAX_LISTED]),
     )
@@ -384,7 +395,8 @@ def _cross_validated(images: np.ndarray, labels: np.ndarray, folds: int, seed: i
 
 
 def _class_counts(real: RealImages, rows: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(real.batch.labels[rows], minlength=real.spec.num_classes)
+    labels = real.batch.labels[rows]
+    counts = np.bincount(labels[labels != UNLABELLED], minlength=real.spec.num_classes)
     return dict(zip(real.spec.class_names, counts.tolist(), strict=True))
 
 
@@ -405,6 +417,8 @@ def _notes(report: AuditReport) -> tuple[str, ...]:
     crossing = exact.num_crossing + near.num_crossing
     conflicting = exact.num_conflicting + near.num_conflicting
     smallest = Counter(report.split_counts["train"]).most_common()[-1]
+    lacking, apart = report.num_unlabelled, report.unlabelled_left_out.total
+    trap = next((name for name in report.spec.class_names if name.lower() in ("unlabelled", "unlabeled")), None)
     lines = (
         (crossing, f"duplicates across splits, which flatter the scores on test: {_plural(crossing, 'group')}"),
         (conflicting, f"duplicates that carry different labels: {_plural(conflicting, 'group')}"),
@@ -412,6 +426,9 @@ def _notes(report: AuditReport) -> tuple[str, ...]:
         (doubtful.note.startswith("not judged"), f"labels {doubtful.note}"),
         (report.num_quarantined, f"left out when reading: {_plural(report.num_quarantined, 'file')}"),
         (report.left_out.total, f"left out of train, being tied to given test images: {_plural(report.left_out.total, 'image')}"),
+        (apart, f"without a label and used by nobody, being tied to test, val or reference: {_plural(apart, 'image')}"),
+        (trap, f"{trap!r} is taken for a class; if it means that there is no label: data.unlabelled={trap}"),
+        (lacking, f"without a label, in the pool: {_plural(lacking - apart, 'image')}"),
         (report.constant.total, f"of one colour: {_plural(report.constant.total, 'image')}"),
         (exact.num_groups, f"the same pixels: {_plural(exact.num_groups, 'group')} ({exact.num_images} images)"),
         (near.num_groups, f"nearly the same: {_plural(near.num_groups, 'group')} ({near.num_images} images)"),

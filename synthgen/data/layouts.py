@@ -15,9 +15,10 @@ import numpy as np
 
 from synthgen.config.schema import DataConfig
 from synthgen.data.decoding import Content
-from synthgen.errors import ConfigError, DataError
+from synthgen.errors import ConfigError, DataError, did_you_mean
 from synthgen.shapes import Int64
 from synthgen.storage import sha256_file
+from synthgen.types import UNLABELLED
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
 UNSUPPORTED = frozenset(
@@ -29,7 +30,7 @@ SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "dev"})
 
 
 class Source(NamedTuple):
-    """Images in a stable order; `skipped` are files that aren't images (origin -> reason)."""
+    """Images in a stable order, a label each or `UNLABELLED`; `skipped` are files that aren't images (origin -> reason)."""
 
     name: str
     class_names: tuple[str, ...]
@@ -54,12 +55,15 @@ def _digits(config: DataConfig, root: Path) -> Source:
 def _folder(config: DataConfig, root: Path) -> Source:
     """class/name.png, or train/class/name.png and test/class/name.png; deeper folders belong to their class.
 
+    The folder `config.unlabelled` stands beside class folders, or beside train/ and test/; its images come last, so that
+    the labelled ones are named and split as they would be without it. Folders of classes that aren't asked for aren't read.
     Hidden files and folders are passed over. Links to folders aren't followed, nor links to files outside `root`.
     """
     if not root.is_dir():
         raise DataError(f"{config.path}: is a file, and data.source=folder expects a folder with one folder a class")
     skipped: dict[str, str] = {}
     tops = _visible_folders(root, root, skipped)
+    blank = [("train", tops.pop(config.unlabelled))] if config.unlabelled in tops else []
     if tops and set(tops) <= SPLIT_NAMES and not {"train", "test"} <= set(tops):
         raise DataError(
             f"{config.path}: its folders {sorted(tops)} look like splits, expected train/ and test/, or one folder a class; "
@@ -72,6 +76,7 @@ def _folder(config: DataConfig, root: Path) -> Source:
                 "move its images into train/ (val and reference are drawn from there) or out of the folder"
             )
         sides = {side: _visible_folders(tops[side], root, skipped) for side in ("train", "test")}
+        blank += [(side, folders.pop(config.unlabelled)) for side, folders in sides.items() if config.unlabelled in folders]
     else:
         sides = {"": tops}
     class_names = tuple(sorted({name for folders in sides.values() for name in folders}))
@@ -79,22 +84,31 @@ def _folder(config: DataConfig, root: Path) -> Source:
         what = "images lie directly in it" if _any_image(root, list(sides)) else "no class folders in it"
         raise DataError(f"{config.path}: {what}; expected one folder a class: {config.path}/CLASS/name.png")
 
+    if config.unlabelled is not None and not blank:
+        known = did_you_mean(config.unlabelled, class_names)
+        raise DataError(
+            f"{config.path}: no folder {config.unlabelled!r}, as data.unlabelled calls it{known}; make it or leave it out"
+        )
+
+    listed = [
+        (side, label, folders[name])
+        for side, folders in sides.items()
+        for label, name in enumerate(class_names)
+        if name in folders and (config.classes is None or name in config.classes)
+    ]
     labels: list[int] = []
     origins: list[str] = []
     given: list[str] = []
     contents: list[Content] = []
-    for side, folders in sides.items():
-        for label, name in enumerate(class_names):
-            found = list(_files(folders[name], root, skipped)) if name in folders else []
-            if name in folders and not found:
-                raise DataError(
-                    f"{config.path}: class folder {_origin(folders[name], root)!r} has no images; add some or remove it"
-                )
-            for path in found:
-                labels.append(label)
-                origins.append(_origin(path, root))
-                given.append(side)
-                contents.append(content_of(path, root))
+    for side, label, folder in [*listed, *((side, UNLABELLED, folder) for side, folder in blank)]:
+        found = list(_files(folder, root, skipped))
+        if not found:
+            kind = "folder" if label == UNLABELLED else "class folder"
+            raise DataError(f"{config.path}: {kind} {_origin(folder, root)!r} has no images; add some or remove it")
+        labels += [label] * len(found)
+        origins += [_origin(path, root) for path in found]
+        given += [side] * len(found)
+        contents += [content_of(path, root) for path in found]
     groups = None if config.group_pattern is None else _groups_from_paths(config.group_pattern, origins)
     return Source(
         name=root.resolve().name,
@@ -136,7 +150,7 @@ def _parquet(config: DataConfig, root: Path) -> Source:
         given += [side] * table.num_rows
         if config.group_column:
             groups += _groups(table[config.group_column].to_pylist(), f"{file.name}: column {config.group_column!r}")
-    labels, class_names = _labels(values, names, f"{config.path}: column {config.label_column!r}")
+    labels, class_names = _labels(values, names, f"{config.path}: column {config.label_column!r}", config.unlabelled is not None)
     return Source(
         name=root.resolve().stem if root.is_file() else root.resolve().name,
         class_names=class_names,
@@ -163,7 +177,8 @@ def _npz(config: DataConfig, root: Path) -> Source:
         if array is not None and array.shape != (len(pixels),):
             raise DataError(f"{config.path}: array {name!r} has shape {array.shape}, and there are {len(pixels)} images")
     names = tuple(str(name) for name in arrays["class_names"].ravel()) if "class_names" in arrays else None
-    labels, class_names = _labels(values.tolist(), names, f"{config.path}: array {config.label_column!r}")
+    where = f"{config.path}: array {config.label_column!r}"
+    labels, class_names = _labels(values.tolist(), names, where, config.unlabelled is not None)
     return Source(
         name=root.resolve().stem,
         class_names=class_names,
@@ -346,26 +361,38 @@ def _groups(values: list[Any], where: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _labels(values: list[Any], names: tuple[str, ...] | None, where: str) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
-    """Labels 0..k-1 and class names, out of ints (with names or without) or strings."""
+def _labels(
+    values: list[Any], names: tuple[str, ...] | None, where: str, may_lack: bool
+) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
+    """Labels 0..k-1 and class names, out of ints (with names or without) or strings.
+
+    Where labels may lack, empty ones and -1 are `UNLABELLED`. With empty ones in it, a column of numbers is of floats.
+    """
+    if may_lack:
+        values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    lacks = [may_lack and (value is None or value != value or value in (-1, "-1")) for value in values]
+    known = [value for value, lack in zip(values, lacks, strict=True) if not lack]
     for row, value in enumerate(values):
-        if not isinstance(value, int | str):
-            raise DataError(f"{where}: row {row} is {value!r}, expected a whole number or a text in every row")
-    if len({type(value) for value in values}) > 1:
+        if not (lacks[row] or isinstance(value, int | str)):
+            none = value is None or value != value
+            remedy = "; if such images have no label, data.unlabelled=-1 takes them as unlabelled" if none else ""
+            raise DataError(f"{where}: row {row} is {value!r}, expected a whole number or a text in every row{remedy}")
+    if len({type(value) for value in known}) > 1:
         raise DataError(f"{where}: holds numbers and texts; expected one of both")
     if names is None:
-        classes = sorted(set(values))
+        classes = sorted(set(known))
         names, index = tuple(str(value) for value in classes), {value: i for i, value in enumerate(classes)}
-    elif values and isinstance(values[0], str):
+    elif known and isinstance(known[0], str):
         index = {name: i for i, name in enumerate(names)}
     else:
         index = {i: i for i in range(len(names))}
-    if unknown := sorted(set(values) - set(index)):
+    if unknown := sorted(set(known) - set(index)):
         row = values.index(unknown[0])
         raise DataError(f"{where}: row {row} is {unknown[0]!r}, and the {len(names)} classes are {list(names)}")
     if len(set(names)) < len(names):
         raise DataError(f"{where}: a class name stands twice in {list(names)}")
-    return np.array([index[value] for value in values], dtype=np.int64), names
+    labels = [UNLABELLED if lack else index[value] for value, lack in zip(values, lacks, strict=True)]
+    return np.array(labels, dtype=np.int64), names
 
 
 def _npz_arrays(root: Path, where: str) -> dict[str, np.ndarray]:

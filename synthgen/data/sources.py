@@ -13,16 +13,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from synthgen.config.schema import DataConfig
 from synthgen.data.decoding import SIZE_RULE, Unreadable, fits, nearest_size, pillow_limits, read_image, stack
-from synthgen.data.layouts import SOURCES, SUFFIXES, content_of, file_digest, walk
-from synthgen.errors import ConfigError, DataError
+from synthgen.data.layouts import SOURCES, SUFFIXES, Source, content_of, file_digest, walk
+from synthgen.errors import ConfigError, DataError, did_you_mean
 from synthgen.shapes import Int64, UInt8
-from synthgen.types import Batch, DatasetSpec
+from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class RealImages:
 
     Attributes:
         spec: the data set without its pixels.
-        batch: every readable image; keys "real-000123" count rows in the source's order, labels are 0 or more.
+        batch: every readable image of the classes asked for; keys "real-000123" count them in the source's order; the label
+            is `UNLABELLED` for those that `data.unlabelled` names, else 0 or more.
         groups: of each image (patient, recording); None where there are none.
         given: "train" or "test" for each image where the source brings its own split, else None.
         origins: of each image: its path inside the source, or its row. For messages and the audit.
@@ -60,17 +62,21 @@ def load(config: DataConfig, any_classes: bool = False) -> RealImages:
 
     Args:
         config: where they are and what they become.
-        any_classes: take what there is, one class or a class without images, as candidates may have.
+        any_classes: take what there is, one class or a class without images, as candidates may have; `config.classes` and
+            `config.unlabelled` are of the real images and don't count then.
 
     Raises:
-        ConfigError: a setting that this source doesn't have, or that can't be used.
-        DataError: nothing there, another layout than the source's, classes without images, images of several sizes
-            without `data.size_px`, or more unreadable files than `data.max_unreadable`.
+        ConfigError: a setting that this source doesn't have, or that can't be used; a class that it doesn't have.
+        DataError: nothing there, nothing unlabelled though `data.unlabelled` is given, another layout than the source's,
+            classes without images, images of several sizes without `data.size_px`, or more unreadable files than
+            `data.max_unreadable`.
     """
+    if any_classes:
+        config = config.model_copy(update={"classes": None, "unlabelled": None})
     _check_settings(config)
     root = Path() if config.path is None else _find(config.path)
-    source = SOURCES[config.source](config, root)
     where = config.path or config.source
+    source = _chosen(SOURCES[config.source](config, root), config, where)
     if not any_classes:
         _check_classes(source.labels, source.class_names, where)
 
@@ -156,6 +162,31 @@ def fingerprint(
     return found.hexdigest()
 
 
+def _chosen(source: Source, config: DataConfig, where: str) -> Source:
+    """The classes that were asked for, numbered in that order, and the unlabelled images; the rest is never decoded."""
+    names = tuple(name for name in source.class_names if name != config.unlabelled)
+    asked = names if config.classes is None else config.classes
+    for name in asked:
+        if name not in names:
+            known = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise ConfigError(f"data.classes: {where} has no class {name!r}{did_you_mean(name, names)}; its classes are {known}")
+    left_out = UNLABELLED - 1
+    number = [asked.index(name) if name in asked else left_out for name in source.class_names]
+    number = [UNLABELLED if name == config.unlabelled else i for name, i in zip(source.class_names, number, strict=True)]
+    labels = np.array([*number, UNLABELLED], dtype=np.int64)[source.labels]  # UNLABELLED is -1: the last one
+    if config.unlabelled is not None and not (labels == UNLABELLED).any():
+        raise DataError(f"{where}: data.unlabelled={config.unlabelled!r}, and every image has a label; leave it out")
+    keep = labels != left_out
+    return source._replace(
+        class_names=asked,
+        labels=labels[keep],
+        origins=list(compress(source.origins, keep)),
+        contents=compress(source.contents, keep),
+        groups=None if source.groups is None else list(compress(source.groups, keep)),
+        given=None if source.given is None else list(compress(source.given, keep)),
+    )
+
+
 # Settings and paths
 
 
@@ -169,6 +200,8 @@ def _check_settings(config: DataConfig) -> None:
         raise ConfigError(f"data.group_pattern is for data.source=folder, found {config.source}; see data.group_column")
     if config.group_column is not None and config.source not in ("parquet", "npz"):
         raise ConfigError(f"data.group_column is for parquet and npz, found data.source={config.source}; see data.group_pattern")
+    if config.unlabelled is not None and config.source == "digits":
+        raise ConfigError(f"data.unlabelled={config.unlabelled!r}: every digit has a label; split.pool hides as many as you like")
     if config.size_px is not None and not fits(config.size_px, config.size_px):
         raise DataError(f"data.size_px={config.size_px}: {SIZE_RULE}; the nearest is data.size_px={nearest_size(config.size_px)}")
 
@@ -202,9 +235,11 @@ def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], where: str)
     """At least two classes, each with an image."""
     if len(labels) == 0:
         raise DataError(f"{where}: no images in it")
+    if not (labels != UNLABELLED).any():
+        raise DataError(f"{where}: none of its {len(labels)} images has a label; label some of every class")
     if len(class_names) < 2:
         raise DataError(f"{where}: one class only, {class_names[0]!r}; at least two are needed (a folder or a label each)")
-    counts = np.bincount(labels, minlength=len(class_names))
+    counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
     if empty := [class_names[i] for i in np.flatnonzero(counts == 0)]:
         more = f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else ""
         raise DataError(f"{where}: class {empty[0]!r} has no images{more}; add some or take the class out")

@@ -1,4 +1,4 @@
-"""Who may see which image: train, val, reference and a locked test split."""
+"""Who may see which image: train, val, reference, a locked test split, and a pool whose labels nobody may see."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from synthgen.randomness import stream
 from synthgen.shapes import Int64
 from synthgen.types import UNLABELLED, Batch
 
-ROLES = ("train", "val", "reference", "test")
+ROLES = ("train", "val", "reference", "test", "pool")
 
 
 def split(real: RealImages, config: SplitConfig, near: Int64[np.ndarray, " n"] | None = None) -> dict[str, np.ndarray]:
     """Role -> sorted row indices of `real.batch`, disjoint; fixed by the data, `config` and nothing else.
 
-    A number of 1 or more is a count; a fraction is a share of the images that aren't a given test split, and for test
-    itself a share of all. A given test split is the only pool of test: a count takes that many of it, a fraction (0 too)
-    takes all of it. `train=None` takes what is left; rows in no role are used by nobody.
+    A number of 1 or more is a count; a fraction is a share of the labelled images that aren't a given test split, and for
+    test itself a share of all labelled ones. A given test split is the only source of test: a count takes that many of it,
+    a fraction (0 too) takes all of it. `None` (train or pool) takes what is left; rows in no role are used by nobody.
 
-    Test is drawn first and doesn't change with the other sizes; then val, reference and train, so that of two runs that
-    differ in `train` alone the smaller train split is a part of the larger. Each draw is stratified: every class has the
-    same share, rounded up where the count allows. A block of images (same group, or near duplicates) is never cut: it is
-    taken when that brings the class counts nearer to the ones asked for, so with large blocks counts are only met as
-    nearly as whole blocks allow; single images fill them exactly.
+    Test is drawn first and doesn't change with the other sizes; then val, reference, train and pool, so that of two runs
+    that differ in `train` alone the smaller train split is a part of the larger (nearly, where there are blocks), and `pool`
+    changes no other role; but where train is what is left over, pool is drawn before it and taken from it. Each draw is
+    stratified: every class has the same share, rounded up where the count allows. A block of images (same group, or near
+    duplicates) is never cut: it is taken when that brings the class counts nearer to the ones asked for, so with large
+    blocks counts are only met as nearly as whole blocks allow; single images fill them exactly.
+
+    Images without a label are in no role but pool: all of them, except those whose block reaches into test, val, reference
+    or a given test split, which nobody uses. With train they may share a block: both are learned from.
 
     Args:
         real: what `sources.load` gave.
@@ -37,26 +41,28 @@ def split(real: RealImages, config: SplitConfig, near: Int64[np.ndarray, " n"] |
         DataError: more images are asked for than there are, or whole blocks can't fill a role at all.
     """
     blocks = leakage_blocks(real, near if config.keep_near_duplicates_together else None)
-    labels, everything = real.batch.labels, np.arange(len(real.batch))
-    given_test = everything if real.given is None else everything[np.array(real.given) == "test"]
-    given_train = everything if real.given is None else np.setdiff1d(everything, given_test)
+    labels = real.batch.labels
+    in_given_test = np.zeros(len(labels), bool) if real.given is None else np.array(real.given) == "test"
+    labelled = labels != UNLABELLED
+    given_test = np.flatnonzero(labelled if real.given is None else labelled & in_given_test)
+    given_train = np.flatnonzero(labelled & ~in_given_test)
     free = np.setdiff1d(given_train, leaking(real, blocks))
 
-    num_test = _count("test", config.test, len(everything))
+    num_test = _count("test", config.test, int(labelled.sum()))
     if real.given is not None and config.test < 1:
         num_test = len(given_test)
-    base = len(given_train)
-    num = {"val": _count("val", config.val, base), "reference": _count("reference", config.reference, base)}
-    num["train"] = -1 if config.train is None else _count("train", config.train, base)
+    num = {role: _count(role, getattr(config, role), len(given_train)) for role in ("val", "reference", "train", "pool")}
     _check_sizes(config, num_test, num, len(given_test), len(free), real.given is not None)
 
     roles = {"test": stratified(given_test, num_test, labels, blocks, config.seed, "split/test")}
     free = np.setdiff1d(free, roles["test"])
-    for role in ("val", "reference", "train"):
+    for role in sorted(num, key=lambda role: num[role] < 0):  # what is left over comes last
         roles[role] = free if num[role] < 0 else stratified(free, num[role], labels, blocks, config.seed, f"split/{role}")
         free = np.setdiff1d(free, roles[role])
+    judging = np.concatenate([np.flatnonzero(in_given_test), *(roles[role] for role in ("test", "val", "reference"))])
+    roles["pool"] = np.union1d(roles["pool"], np.flatnonzero(~labelled & ~np.isin(blocks, blocks[judging])))
     if len(roles["train"]) == 0 and config.train != 0:
-        raise DataError(f"split: no image is left for train; lower split.test, split.val or split.reference ({_shown(config)})")
+        raise DataError(f"split: no image is left for train; lower split.test, val, reference or pool ({_shown(config)})")
     return {role: roles[role] for role in ROLES}
 
 
@@ -145,10 +151,18 @@ def stratified(
     return np.sort(pool[taken])
 
 
-def _count(role: str, value: float, pool: int) -> int:
-    """A fraction below 1 is a share of the pool, anything else a whole number."""
+def near_test(roles: dict[str, np.ndarray], near: Int64[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    """Role -> the test rows that have a near duplicate in it: none where near duplicates are kept together."""
+    test = roles["test"]
+    return {role: test[np.isin(near[test], near[rows])] for role, rows in roles.items() if role != "test"}
+
+
+def _count(role: str, value: float | None, num: int) -> int:
+    """A fraction below 1 is a share of `num`, anything else a whole number; -1 is what is left over."""
+    if value is None:
+        return -1
     if value < 1:
-        return round(value * pool)
+        return round(value * num)
     if value != int(value):
         raise DataError(f"split.{role}={value}: a count must be whole; give {int(value)}, or a fraction below 1")
     return int(value)
@@ -167,4 +181,5 @@ def _check_sizes(
 
 
 def _shown(config: SplitConfig) -> str:
-    return ", ".join(f"{role}={value:g}" for role in ROLES if (value := getattr(config, role)) is not None)
+    given = {role: value for role in ROLES if (value := getattr(config, role)) is not None and (role != "pool" or value)}
+    return ", ".join(f"{role}={value:g}" for role, value in given.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,11 @@ from torch.nn.functional import affine_grid, grid_sample
 from synthgen.config.schema import AugmentConfig
 from synthgen.errors import TrainingError
 from synthgen.shapes import Float, UInt8
+
+NUMBERS = 6
+"""Uniform numbers that `standard` needs for an image."""
+
+SMALLEST_ZOOM = 0.1
 
 
 def to_float(images: UInt8[np.ndarray, "b c h w"] | UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -52,16 +59,34 @@ def augment(
         config: the largest changes.
         amount: for each image, in [0, 1]: factor on every largest change and on the probability of a flip.
     """
-    b = len(images)
-    uniform = draws.random((6, b), dtype=np.float32)
+    uniform = draws.random((NUMBERS, len(images)), dtype=np.float32)
     factor = 1.0 if amount is None else amount.detach().cpu().numpy().astype(np.float32)
+    return standard(images, uniform, config, factor, 0.5 * factor)
+
+
+def standard(
+    images: Float[Tensor, "b c h w"],
+    uniform: Float[np.ndarray, "m b"],
+    config: AugmentConfig,
+    factor: float | Float[np.ndarray, " b"] = 1.0,
+    flips: float | Float[np.ndarray, " b"] = 0.5,
+) -> Float[Tensor, "b c h w"]:
+    """What `augment` does, from numbers that are given: an image depends on its own column of `uniform` alone.
+
+    Args:
+        images: in [-1, 1].
+        uniform: float32 in [0, 1), `NUMBERS` an image: mirror, shift along x and y, angle, size, contrast.
+        config: the largest changes.
+        factor: on every largest change, 0 or more; sizes stay above a tenth, and contrast isn't inverted.
+        flips: probability of a mirror, if `config.flip`.
+    """
     x, y, turn, grow, stretch = (2 * uniform[1:] - 1) * factor
     if config.flip or config.shift_px or config.rotate_deg or config.scale:
-        mirror = np.where(uniform[0] < 0.5 * factor, -1.0, 1.0) if config.flip else np.ones(b)
-        angle, zoom = np.deg2rad(config.rotate_deg) * turn, 1 + config.scale * grow
+        mirror = np.where(uniform[0] < flips, -1.0, 1.0) if config.flip else np.ones(len(images))
+        angle, zoom = np.deg2rad(config.rotate_deg) * turn, np.maximum(1 + config.scale * grow, SMALLEST_ZOOM)
         images = warp(images, mirror, config.shift_px * x, config.shift_px * y, angle, zoom)
     if config.contrast:
-        gain = torch.from_numpy(1 + config.contrast * stretch).to(images.device, images.dtype)[:, None, None, None]
+        gain = beside(images, np.maximum(1 + config.contrast * stretch, 0))[:, None, None, None]
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         images = torch.lerp(mean, images, gain).clamp(-1, 1)
     return images
@@ -79,11 +104,39 @@ def warp(
 
     What comes in over the edge repeats the edge's pixels.
     """
-    b, _, h, w = images.shape
+    return resample(images, affine(images.shape, mirror, x_px, y_px, angle, zoom))
+
+
+def affine(
+    shape: Sequence[int],
+    mirror: np.ndarray | float = 1.0,
+    x_px: np.ndarray | float = 0.0,
+    y_px: np.ndarray | float = 0.0,
+    angle: np.ndarray | float = 0.0,
+    zoom: np.ndarray | float = 1.0,
+    shear_x: np.ndarray | float = 0.0,
+    shear_y: np.ndarray | float = 0.0,
+) -> Float[np.ndarray, "b 2 3"]:
+    """Where each pixel of the output comes from: output coordinate -> input coordinate, both in [-1, 1] over the frame.
+
+    In pixels from the centre: mirror along x, then shear ([[1, shear_x], [shear_y, 1]]), then angle and zoom, then shift.
+    `before @ [after; 0 0 1]` is both in one: what is done first stands left.
+    """
+    b, _, h, w = shape
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
-    # output coordinate -> input coordinate, both in [-1, 1] over the frame
     theta = np.empty((b, 2, 3), np.float32)
-    theta[:, 0, 0], theta[:, 0, 1], theta[:, 0, 2] = cos * mirror, -sin * h / w, 2 * x_px / w
-    theta[:, 1, 0], theta[:, 1, 1], theta[:, 1, 2] = sin * mirror * w / h, cos, 2 * y_px / h
-    grid = affine_grid(torch.from_numpy(theta).to(images.device, images.dtype), list(images.shape), align_corners=False)
+    theta[:, 0, 0], theta[:, 0, 1] = (cos - sin * shear_y) * mirror, (cos * shear_x - sin) * h / w
+    theta[:, 1, 0], theta[:, 1, 1] = (sin + cos * shear_y) * mirror * w / h, cos + sin * shear_x
+    theta[:, 0, 2], theta[:, 1, 2] = 2 * x_px / w, 2 * y_px / h
+    return theta
+
+
+def resample(images: Float[Tensor, "b c h w"], theta: Float[np.ndarray, "b 2 3"]) -> Float[Tensor, "b c h w"]:
+    """Images looked up at `affine`'s coordinates, bilinearly; beyond the edge stand the edge's pixels."""
+    grid = affine_grid(beside(images, theta), list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def beside(images: Tensor, numbers: np.ndarray) -> Tensor:
+    """Numbers on the device of the images and in their precision. A copy to a GPU doesn't wait for what it is doing."""
+    return torch.from_numpy(numbers).to(images.device, images.dtype, non_blocking=True)

@@ -1,18 +1,22 @@
-"""The arms of the study: one literal table. Every arm has the same network, batch size and number of gradient steps.
+"""The arms of the study: one literal table. Every network has the same architecture, batch size and number of steps.
 
 Equal information: a real image that any part of the factory saw may be used by the real-only side too, with its label
-where it had one. So the real-only side has an arm on train and val together (val chose generator and arm) and one on
-pseudo-labels for the reference images (they chose the samples).
+where it had one: the reference and the pool as unlabelled images, val (which chose generator, dial and arm) by the arms on
+all labelled images.
+
+Equal tuning: every recipe has one dial with three values, and val chooses among them with the same number of networks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from synthgen.errors import ConfigError, did_you_mean
-from synthgen.types import UNLABELLED, Batch, DatasetSpec
+
+STRENGTHS = (0.5, 1.0, 2.0)
+SHARES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -20,136 +24,240 @@ class Recipe:
     """What one network is trained on, and how.
 
     Attributes:
-        real: train images are in the batches.
-        val: ... and val, and the reference where it has labels.
-        augment, mixup: see `models.classifier`.
-        pseudo: half of each batch are reference images with labels of this seed's `real_aug` network.
-        synthetic: which synthetic images are mixed in.
+        kind: a network, or a classical model on "pixels" or "features" (`gain.classical`).
+        model: name of the classical model.
+        labelled: the real images in the batches: train, all labelled ones (train, val, and the reference where it has
+            labels), or none.
+        policy: augmentation, of `data.policies`; "" for the images as they are.
+        mixing: "", mixup, cutmix or smote.
+        unlabelled: what is done with unlabelled real images: nothing, labels of a real-only network where it is sure
+            (Lee 2013), or FixMatch.
+        synthetic: which synthetic images are mixed in: none, those that the gate kept, all candidates, those kept or dropped
+            for nothing but being copies, or another generator's (its name).
+        times: synthetic images for each train image; None takes them all.
+        soft: labels of the synthetic images (or, without any, of the train images) are the mean probabilities of this seed's
+            committee of real-only networks.
+        start: fresh weights; SimCLR on every real image; first trained on the synthetic images alone; or those of
+            `gain.transfer`.
+        dial: what the tuned value sets: strength, lr, alpha, smoothing, dropout, share (of a batch, synthetic), confidence.
+        values: the dial's three values; the middle one is taken where nothing is tuned.
     """
 
-    real: bool = True
-    val: bool = False
-    augment: bool = True
-    mixup: bool = False
-    pseudo: bool = False
-    synthetic: Literal["", "gated", "ungated"] = ""
+    kind: Literal["network", "pixels", "features"] = "network"
+    model: str = ""
+    labelled: Literal["train", "all", "none"] = "train"
+    policy: str = "standard"
+    mixing: str = ""
+    unlabelled: Literal["", "pseudo", "fixmatch"] = ""
+    synthetic: str = ""
+    times: float | None = None
+    soft: bool = False
+    start: Literal["fresh", "simclr", "synthetic", "transfer"] = "fresh"
+    dial: str = "strength"
+    values: tuple[float, ...] = STRENGTHS
 
+    @property
+    def taught(self) -> bool:
+        """Whether it needs networks of `TEACHER` first."""
+        return self.unlabelled == "pseudo" or self.soft
+
+
+TEACHER = "real_aug"
+"""Recipe whose networks label what others learn from."""
 
 RECIPES: dict[str, Recipe] = {
-    "real": Recipe(augment=False),
+    # real images alone
+    "real": Recipe(policy="", dial="lr"),
     "real_aug": Recipe(),
-    "real_aug_mixup": Recipe(mixup=True),
-    "real_aug_trainval": Recipe(val=True),
-    "pseudo_labels": Recipe(pseudo=True),
-    "synthetic_gated": Recipe(synthetic="gated"),
-    "synthetic_gated_trainval": Recipe(val=True, synthetic="gated"),
-    "synthetic_ungated": Recipe(synthetic="ungated"),
-    "synthetic_only": Recipe(real=False, synthetic="gated"),
+    "real_randaugment": Recipe(policy="randaugment"),
+    "real_trivialaugment": Recipe(policy="trivialaugment"),
+    "real_cutout": Recipe(policy="cutout"),
+    "real_mixup": Recipe(mixing="mixup", dial="alpha", values=(0.1, 0.3, 1.0)),
+    "real_cutmix": Recipe(mixing="cutmix", dial="alpha", values=(0.1, 0.3, 1.0)),
+    "real_smote": Recipe(mixing="smote", dial="alpha", values=(0.25, 0.5, 0.75)),
+    "real_smoothing": Recipe(dial="smoothing", values=(0.05, 0.1, 0.2)),
+    "real_regularised": Recipe(dial="dropout", values=(0.2, 0.35, 0.5)),
+    "real_decay": Recipe(dial="decay", values=(0.0, 0.05, 0.2)),
+    "real_distilled": Recipe(soft=True),
+    "simclr": Recipe(start="simclr", dial="lr"),
+    "transfer": Recipe(start="transfer", dial="lr"),
+    "pseudo_labels": Recipe(unlabelled="pseudo", dial="confidence", values=(0.6, 0.8, 0.95)),
+    "fixmatch": Recipe(unlabelled="fixmatch", dial="confidence", values=(0.6, 0.8, 0.95)),
+    "logistic_pixels": Recipe("pixels", "logistic", dial=""),
+    "svm_pixels": Recipe("pixels", "svm", dial=""),
+    "forest_pixels": Recipe("pixels", "forest", dial=""),
+    "boosting_pixels": Recipe("pixels", "boosting", dial=""),
+    "logistic_features": Recipe("features", "logistic", dial=""),
+    "svm_features": Recipe("features", "svm", dial=""),
+    "transfer_probe": Recipe("features", "logistic", start="transfer", dial=""),
+    # with synthetic images
+    "synthetic_gated": Recipe(synthetic="gated", dial="share", values=SHARES),
+    "synthetic_1x": Recipe(synthetic="gated", times=1.0, dial="share", values=SHARES),
+    "synthetic_3x": Recipe(synthetic="gated", times=3.0, dial="share", values=SHARES),
+    "synthetic_10x": Recipe(synthetic="gated", times=10.0, dial="share", values=SHARES),
+    "synthetic_ungated": Recipe(synthetic="ungated", dial="share", values=SHARES),
+    "synthetic_with_copies": Recipe(synthetic="with copies", dial="share", values=SHARES),
+    "synthetic_soft": Recipe(synthetic="gated", soft=True, dial="share", values=SHARES),
+    "synthetic_mixup": Recipe(synthetic="gated", mixing="mixup", dial="share", values=SHARES),
+    "synthetic_pretrain": Recipe(synthetic="", start="synthetic", dial="lr"),
+    "synthetic_pseudo": Recipe(synthetic="gated", unlabelled="pseudo", dial="share", values=SHARES),
+    "synthetic_fixmatch": Recipe(synthetic="gated", unlabelled="fixmatch", dial="share", values=SHARES),
+    "synthetic_only": Recipe(labelled="none", synthetic="gated"),
+    "synthetic_only_soft": Recipe(labelled="none", synthetic="gated", soft=True),
 }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of the study: one network of a recipe, or a committee of several.
+    """A row of the study.
 
     Attributes:
-        recipe: of each of its networks.
-        committee: whether `gain.committee` networks vote (mean of their probabilities).
+        recipe: of each of its networks; "" where the study finds it on val (see `role`).
         meaning: in the field's words, for the tables.
+        role: "" for a fixed recipe. "committee" and "trainval" take the strongest real-only or synthetic network on val,
+            as a committee or on all labelled images; "partner" is the strongest real-only recipe with the gated images
+            mixed in; "equal cost" is a real-only committee that costs what the synthetic side costs; "oracle" and "active"
+            are simulations with labels that are hidden from every other arm; "searched" is a search over settings.
+        synthetic: whether its images are partly synthetic.
     """
 
     recipe: str
-    committee: bool
     meaning: str
+    role: str = ""
+    synthetic: bool = False
+
+    @property
+    def judged(self) -> bool:
+        """Whether val can choose it as the strongest: val and hidden labels weren't trained on."""
+        return self.role not in ("trainval", "oracle", "active")
+
+
+def _arms(synthetic: bool, **meanings: str) -> dict[str, Arm]:
+    return {name: Arm(name, meaning, synthetic=synthetic) for name, meaning in meanings.items()}
 
 
 ARMS: dict[str, Arm] = {
-    "real": Arm("real", False, "real alone"),
-    "real_aug": Arm("real_aug", False, "real, standard augmentation"),
-    "real_aug_mixup": Arm("real_aug_mixup", False, "real, augmentation and mixup"),
-    "real_aug_committee": Arm("real_aug", True, "real, augmentation, committee of networks"),
-    "pseudo_labels": Arm("pseudo_labels", False, "real, augmentation, pseudo-labelled reference images"),
-    "real_aug_trainval": Arm("real_aug_trainval", False, "all labelled real images (val too), augmentation"),
-    "synthetic_gated": Arm("synthetic_gated", False, "real, augmentation, gated synthetic"),
-    "synthetic_gated_committee": Arm("synthetic_gated", True, "real, augmentation, gated synthetic, committee of networks"),
-    "synthetic_gated_trainval": Arm("synthetic_gated_trainval", False, "all labelled real images, augmentation, gated synthetic"),
-    "synthetic_ungated": Arm("synthetic_ungated", False, "real, augmentation, ungated synthetic"),
-    "synthetic_only": Arm("synthetic_only", False, "gated synthetic alone, augmentation"),
+    **_arms(
+        False,
+        logistic_pixels="real, logistic regression on pixels",
+        svm_pixels="real, RBF-SVM on pixels",
+        forest_pixels="real, random forest on pixels",
+        boosting_pixels="real, gradient boosting on pixels",
+        logistic_features="real, logistic regression on the gate's features",
+        svm_features="real, RBF-SVM on the gate's features",
+        real="real alone",
+        real_aug="real, standard augmentation",
+        real_randaugment="real, RandAugment",
+        real_trivialaugment="real, TrivialAugment",
+        real_cutout="real, augmentation and cutout",
+        real_mixup="real, augmentation and mixup",
+        real_cutmix="real, augmentation and cutmix",
+        real_smote="real, augmentation and in-class interpolation (SMOTE)",
+        real_smoothing="real, augmentation and label smoothing",
+        real_regularised="real, augmentation and stronger dropout",
+        real_decay="real, augmentation and tuned weight decay",
+        real_distilled="real, augmentation, soft labels of a real-only committee",
+        simclr="real, SimCLR on all real images, then fine-tuned",
+        transfer_probe="real, logistic regression on pre-trained features",
+        transfer="real, fine-tuned from pre-trained weights",
+        pseudo_labels="real, pseudo-labelled unlabelled images",
+        fixmatch="real, FixMatch on unlabelled images",
+    ),
+    "real_searched": Arm("", "real, learning rate, decay and augmentation found by a search", "searched"),
+    "real_committee": Arm("", "committee of the strongest real-only network", "committee"),
+    "real_committee_equal_cost": Arm("", "real-only committee at the synthetic side's whole cost", "equal cost"),
+    "real_trainval": Arm("", "strongest real-only network on all labelled images (val too)", "trainval"),
+    "active_random": Arm("real_aug", "simulation: more labels, drawn at random", "active"),
+    "active_margin": Arm("real_aug", "simulation: more labels, smallest margin", "active"),
+    "active_entropy": Arm("real_aug", "simulation: more labels, largest entropy", "active"),
+    "active_kcenter": Arm("real_aug", "simulation: more labels, k-center", "active"),
+    "oracle": Arm("real_aug", "simulation: real images with true labels instead of the synthetic ones", "oracle"),
+    **_arms(
+        True,
+        synthetic_gated="real, augmentation, gated synthetic",
+        synthetic_1x="real, augmentation, gated synthetic, 1 a train image",
+        synthetic_3x="real, augmentation, gated synthetic, 3 a train image",
+        synthetic_10x="real, augmentation, gated synthetic, 10 a train image",
+        synthetic_ungated="real, augmentation, ungated synthetic",
+        synthetic_with_copies="real, augmentation, gated synthetic with the copies left in",
+        synthetic_soft="real, augmentation, gated synthetic with soft labels of a real-only committee",
+        synthetic_mixup="real, augmentation, gated synthetic, mixup",
+        synthetic_pretrain="trained on gated synthetic, then fine-tuned on real",
+        synthetic_pseudo="real, pseudo-labelled unlabelled images, gated synthetic (DPT)",
+        synthetic_fixmatch="real, FixMatch on unlabelled images, gated synthetic",
+        synthetic_only="gated synthetic alone, augmentation",
+        synthetic_only_soft="gated synthetic alone, soft labels of a real-only committee",
+    ),
+    "synthetic_partner": Arm("", "strongest real-only recipe with gated synthetic mixed in", "partner", True),
+    "synthetic_committee": Arm("", "committee of the strongest synthetic network", "committee", True),
+    "synthetic_trainval": Arm("", "strongest synthetic network on all labelled images (val too)", "trainval", True),
 }
 
-RIVAL: dict[str, str] = {
-    "real": "synthetic_gated",
-    "real_aug": "synthetic_gated",
-    "real_aug_mixup": "synthetic_gated",
-    "pseudo_labels": "synthetic_gated",
-    "real_aug_committee": "synthetic_gated_committee",
-    "real_aug_trainval": "synthetic_gated_trainval",
-}
-"""Real-only arm -> the gated synthetic arm with as many networks and the same labels, which must beat it."""
+QUICK = (
+    "svm_pixels",
+    "real",
+    "real_aug",
+    "real_randaugment",
+    "real_mixup",
+    "pseudo_labels",
+    "real_committee",
+    "real_trainval",
+    "oracle",
+    "synthetic_gated",
+    "synthetic_ungated",
+    "synthetic_only",
+    "synthetic_partner",
+    "synthetic_committee",
+    "synthetic_trainval",
+)
+"""Arms of `gain.study=quick`."""
+
+OTHER_GENERATOR = "generator_"
+"""Arms that `gain.study=full` adds: `generator_gan` is `synthetic_gated` with the images that the gate kept of the GAN."""
 
 
-@dataclass(frozen=True)
-class StudyData:
-    """The images of a study, test excepted.
-
-    Attributes:
-        spec: image shape and classes.
-        train, val: labelled.
-        reference: labelled or not.
-        gated, ungated: synthetic, labelled; what passed the gate, and as many or more as they came.
-    """
-
-    spec: DatasetSpec
-    train: Batch
-    val: Batch
-    reference: Batch
-    gated: Batch
-    ungated: Batch
-
-    @property
-    def reference_labelled(self) -> bool:
-        return len(self.reference) > 0 and bool((self.reference.labels != UNLABELLED).all())
+def arm_of(name: str) -> Arm:
+    """The table's arm, or that of another generator."""
+    if name.startswith(OTHER_GENERATOR):
+        return Arm(name, f"real, augmentation, gated synthetic of {name.removeprefix(OTHER_GENERATOR)}", synthetic=True)
+    return ARMS[name]
 
 
-def check_arms(asked: Iterable[str] | None) -> tuple[str, ...]:
-    """The arms to run, in the table's order.
+def recipe_of(name: str) -> Recipe:
+    """The table's recipe; `NAME+synthetic` is its partner, `generator_NAME` that of another generator, `NAME@all` on all
+    labelled images."""
+    if name.endswith("@all"):
+        return replace(recipe_of(name.removesuffix("@all")), labelled="all")
+    if name.endswith("+synthetic"):
+        base = recipe_of(name.removesuffix("+synthetic"))
+        partner = replace(base, synthetic="gated")
+        return replace(partner, dial="share", values=SHARES) if base.kind == "network" else partner
+    if name.startswith(OTHER_GENERATOR):
+        return replace(RECIPES["synthetic_gated"], synthetic=name.removeprefix(OTHER_GENERATOR))
+    return RECIPES[name]
+
+
+def check_arms(asked: Iterable[str] | None, study: str, others: Iterable[str] = ()) -> tuple[str, ...]:
+    """The arms to run, in the table's order, other generators' last.
+
+    Args:
+        asked: names, or None for those of the study.
+        study: quick or full.
+        others: generators beside the one that was chosen.
 
     Raises:
-        ConfigError: an unknown arm; or no real-only arm that val can judge, or not the synthetic arm that rivals it.
+        ConfigError: an unknown arm; or no real-only arm, or none with synthetic images, that val can judge.
     """
+    more = tuple(f"{OTHER_GENERATOR}{name}" for name in others)
     if asked is None:
-        return tuple(ARMS)
+        return QUICK if study == "quick" else (*ARMS, *more)
     names = list(asked)
     for name in names:
-        if name not in ARMS:
-            raise ConfigError(f"gain.arms: no arm {name!r}{did_you_mean(name, ARMS)}; known: {', '.join(ARMS)}")
-    for baseline in (name for name in names if name in RIVAL):
-        if RIVAL[baseline] not in names:
-            raise ConfigError(f"gain.arms: {baseline!r} needs {RIVAL[baseline]!r} to be compared with; add it")
-    if not _judged(names):
-        raise ConfigError("gain.arms: no real-only arm that val can judge; add 'real_aug'")
-    return tuple(name for name in ARMS if name in names)
-
-
-def skipped(arms: Iterable[str], data: StudyData) -> dict[str, str]:
-    """Arms that the images at hand don't allow -> why.
-
-    Raises:
-        ConfigError: no real-only arm that val can judge is left.
-    """
-    asked = set(arms)
-    reasons = {}
-    if not len(data.reference):
-        reasons["pseudo_labels"] = "there are no reference images"
-    elif data.reference_labelled:
-        reasons["pseudo_labels"] = "the reference images have labels; real_aug_trainval uses them"
-    reasons = {arm: why for arm, why in reasons.items() if arm in asked}
-    if reasons and not _judged(asked - set(reasons)):
-        left_out = "; ".join(f"{arm!r} can't run: {why}" for arm, why in reasons.items())
-        raise ConfigError(f"gain.arms: {left_out}; no real-only arm that val can judge is left; add 'real_aug'")
-    return reasons
-
-
-def _judged(arms: Iterable[str]) -> list[str]:
-    """The real-only arms among them that didn't train on val."""
-    return [arm for arm in arms if arm in RIVAL and not RECIPES[ARMS[arm].recipe].val]
+        if name not in ARMS and not name.startswith(OTHER_GENERATOR):
+            raise ConfigError(f"gain.arms: no arm {name!r}{did_you_mean(name, ARMS)}; `synthgen arms` lists them")
+    for synthetic, example in ((False, "real_aug"), (True, "synthetic_gated")):
+        fixed = [name for name in names if arm_of(name).synthetic == synthetic and arm_of(name).recipe and arm_of(name).judged]
+        if not fixed:
+            what = "with synthetic images" if synthetic else "of real images alone"
+            raise ConfigError(f"gain.arms: no arm {what} that val can judge; add {example!r}")
+    return tuple(name for name in (*ARMS, *more) if name in names)

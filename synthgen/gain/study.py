@@ -1,160 +1,302 @@
-"""Seeds x arms -> rows, paired intervals and a verdict. Test images come in at the very end, through `assess`."""
+"""Which networks a study trains, in which order, and which arms val chooses. The test split has no place here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
-from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
-from synthgen.errors import DataError
-from synthgen.gain.arms import ARMS, RECIPES, RIVAL, Recipe, StudyData
+from synthgen.config.schema import GainConfig
+from synthgen.errors import ConfigError
+from synthgen.gain.arms import RECIPES, TEACHER, arm_of, recipe_of
+from synthgen.gain.cells import Cell, Network, Setting, Trained
+from synthgen.gain.data import why_not
 from synthgen.gain.stats import paired_interval
-from synthgen.models.classifier import Classifier, probabilities
-from synthgen.training import fit
-from synthgen.types import UNLABELLED, Batch, DatasetSpec, GainReport, GainRow, Interval, Progress, Verdict
+from synthgen.types import Batch
+
+Train = Callable[[Sequence[Cell], Sequence[Cell]], dict[Cell, Trained]]
+"""(cells, cells of `TEACHER` whose networks teach them) -> the finished cells."""
+
+TRIALS_AT_ONCE = 4
 
 
-class Cell(NamedTuple):
-    """One network of the study: recipe, seed, and its number in a committee (0 also stands alone)."""
-
-    recipe: str
-    seed: int
-    member: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.recipe}-s{self.seed}-m{self.member}"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished cell.
+@dataclass
+class Study:
+    """What has been trained and chosen so far.
 
     Attributes:
-        weights: of the network.
-        val: class probabilities, float32, shape (n, k).
-        reference: the same for a network that may teach (`real_aug`, member 0), else of shape (0, 0).
-        num_real, num_synthetic: images it was trained on.
-        seconds: wall time.
+        skipped: arm -> why it isn't run.
+        tuned: recipe -> value of its dial.
+        trained: every finished cell, those of the tuning excepted.
+        votes: arm -> for each seed the networks that vote: (cell, its number in the cell).
+        recipes: arm -> recipe, where val chose it.
+        tuning_s: recipe -> seconds of tuning.
+        curve: (number of real images, where they come from, cell by seed) of each size.
+        best_real, best_synthetic: of all judged arms, by val.
+        contenders: the real-only arms that val can't tell from `best_real`, that one first.
+        single_real, single_synthetic: of the arms with one network.
     """
 
-    weights: dict[str, np.ndarray]
-    val: np.ndarray
-    reference: np.ndarray
-    num_real: int
-    num_synthetic: int
-    seconds: float
-
-    def to_bytes(self) -> bytes:
-        """As safetensors."""
-        numbers = np.array([self.num_real, self.num_synthetic, self.seconds], dtype=np.float64)
-        arrays = {"val": self.val, "reference": self.reference, "numbers": numbers}
-        return save_arrays(arrays | {f"weights.{name}": array for name, array in self.weights.items()})
-
-    @staticmethod
-    def from_bytes(data: bytes) -> Trained:
-        arrays = load_arrays(data)
-        weights = {name.removeprefix("weights."): array for name, array in arrays.items() if name.startswith("weights.")}
-        num_real, num_synthetic, seconds = arrays["numbers"]
-        return Trained(weights, arrays["val"], arrays["reference"], int(num_real), int(num_synthetic), float(seconds))
+    skipped: dict[str, str] = field(default_factory=dict)
+    tuned: dict[str, float] = field(default_factory=dict)
+    trained: dict[Cell, Trained] = field(default_factory=dict)
+    votes: dict[str, list[list[tuple[Cell, int]]]] = field(default_factory=dict)
+    recipes: dict[str, str] = field(default_factory=dict)
+    tuning_s: dict[str, float] = field(default_factory=dict)
+    curve: list[tuple[int, str, list[list[tuple[Cell, int]]]]] = field(default_factory=list)
+    curve_recipe: str = ""
+    best_real: str = ""
+    best_synthetic: str = ""
+    contenders: list[str] = field(default_factory=list)
+    single_real: str = ""
+    single_synthetic: str = ""
 
 
-def members(arm: str, seed: int, config: GainConfig) -> list[Cell]:
-    """The networks that vote in an arm at a seed."""
-    return [Cell(ARMS[arm].recipe, seed, number) for number in range(config.committee if ARMS[arm].committee else 1)]
+def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
+    """Trains every network of the arms, in rounds: what is taught comes after its teachers, what val chooses last.
+
+    Raises:
+        ConfigError: no real-only arm, or none with synthetic images, is left that val can judge.
+    """
+    study, gain = Study(), setting.gain
+    study.skipped = {arm: why for arm in arms if (why := why_not(arm, setting.data))}
+    fixed = [arm for arm in arms if arm not in study.skipped and arm_of(arm).recipe and not arm_of(arm).role]
+    for synthetic in (False, True):
+        if not any(arm_of(arm).synthetic == synthetic for arm in fixed):
+            kind = "with synthetic images" if synthetic else "of real images alone"
+            reasons = "; ".join(f"{arm!r} can't run: {why}" for arm, why in study.skipped.items())
+            raise ConfigError(f"gain.arms: no arm {kind} is left that val can judge{f' ({reasons})' if reasons else ''}")
+    roles = {arm_of(arm).role for arm in arms if arm not in study.skipped}
+    recipes = dict.fromkeys(arm_of(arm).recipe for arm in fixed)
+    teach = any(recipe_of(recipe).taught for recipe in recipes) or "active" in roles
+    soft = any(recipe_of(recipe).soft for recipe in recipes)
+    if teach:
+        recipes |= {TEACHER: None}
+    untaught = [recipe for recipe in recipes if not recipe_of(recipe).taught]
+    taught = [recipe for recipe in recipes if recipe_of(recipe).taught]
+    _tune(study, untaught, setting, train, [])
+    _train(study, {r: gain.committee if soft and r == TEACHER else 1 for r in untaught}, setting, train, [])
+    teachers = _teachers(study) if teach else []
+    _tune(study, taught, setting, train, teachers)
+    _train(study, dict.fromkeys(taught, 1), setting, train, teachers)
+    for arm in fixed:
+        study.votes[arm] = _votes(study, arm_of(arm).recipe, gain, 1)
+        study.recipes[arm] = arm_of(arm).recipe
+    _choose_single(study, setting)
+    rest = [arm for arm in arms if arm not in study.skipped and arm not in fixed]
+    _follow(study, rest, setting, train, teachers)
+    study.best_real = _strongest(study, setting, [arm for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).judged])
+    study.best_synthetic = _strongest(
+        study, setting, [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).judged]
+    )
+    study.contenders = _contenders(study, setting)
+    if gain.curve:
+        _curve(study, setting, train)
+    order = list(arms)
+    study.votes = {arm: study.votes[arm] for arm in sorted(study.votes, key=order.index)}
+    return study
 
 
-def cells(arms: tuple[str, ...], config: GainConfig) -> list[list[Cell]]:
-    """The networks to train, in two rounds: those of the second need their seed's `real_aug` network as a teacher."""
-    wanted = {cell for arm in arms for seed in range(config.seeds) for cell in members(arm, seed, config)}
-    taught = {cell for cell in wanted if RECIPES[cell.recipe].pseudo}
-    teachers = {Cell("real_aug", cell.seed, 0) for cell in taught}
-    return [sorted((wanted | teachers) - taught), sorted(taught)]
+def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
+    """The arms that depend on what val has chosen, and the simulations."""
+    gain = setting.gain
+    if "synthetic_partner" in arms:
+        partner = f"{study.recipes[study.single_real]}+synthetic"
+        known = next((name for name in RECIPES if name in study.recipes.values() and RECIPES[name] == recipe_of(partner)), "")
+        if known:
+            study.skipped["synthetic_partner"] = f"it is {known}"
+        else:
+            _tune(study, [partner], setting, train, teachers)
+            _train(study, {partner: 1}, setting, train, teachers)
+            study.votes["synthetic_partner"] = _votes(study, partner, gain, 1)
+            study.recipes["synthetic_partner"] = partner
+            _choose_single(study, setting)
+    networks = {side: study.recipes[_best_network(study, setting, side)] for side in (False, True)}
+    wanted: dict[str, int] = {}
+    for arm in arms:
+        role, side = arm_of(arm).role, arm_of(arm).synthetic
+        if role in ("committee", "equal cost"):
+            number = gain.committee if role == "committee" else gain.equal_cost_networks
+            wanted[networks[side]] = max(number, wanted.get(networks[side], 1))
+            study.recipes[arm] = networks[side]
+        elif role == "trainval":
+            recipe = f"{networks[side]}@all"
+            study.tuned[recipe] = study.tuned.get(networks[side], 0.0)
+            wanted[recipe], study.recipes[arm] = 1, recipe
+    _train(study, wanted, setting, train, teachers)
+    for arm in arms:
+        role = arm_of(arm).role
+        if role in ("committee", "equal cost", "trainval"):
+            number = {"committee": gain.committee, "equal cost": gain.equal_cost_networks, "trainval": 1}[role]
+            study.votes[arm] = _votes(study, study.recipes[arm], gain, number)
+        elif role in ("oracle", "active"):
+            extra = role if role == "oracle" else f"active {arm.removeprefix('active_')}"
+            recipe = arm_of(arm).recipe
+            value = study.tuned.get(recipe, _middle(recipe))
+            cells = [cell._replace(extra=extra) for cell in _cells(recipe, value, gain.seeds, 1, gain.together)]
+            study.trained |= train(cells, teachers)
+            study.votes[arm], study.recipes[arm] = _by_seed(cells, gain.seeds), recipe
+        elif role == "searched":
+            _search(study, arm, setting, train)
 
 
-def train_cell(
-    cell: Cell,
-    data: StudyData,
-    classifier: ClassifierConfig,
-    augment: AugmentConfig,
-    config: GainConfig,
-    *,
-    teacher: Trained | None,
-    device: str,
-    progress: Progress,
-    task: str,
-) -> Trained:
-    """Trains one network. The same (seed, member) starts from the same weights and draws the same numbers in every arm."""
-    recipe = RECIPES[cell.recipe]
-    seed = 1000 * cell.seed + cell.member
-    sources, num_real, num_synthetic = _sources(recipe, data, classifier.batch_size, config, teacher)
-    module = Classifier(classifier, data.spec, seed, augment if recipe.augment else None, config.mixup if recipe.mixup else 0.0)
-    done = fit(module, sources, steps=classifier.steps, seed=seed, task=task, progress=progress, device=device)
-    weights = {name: tensor.numpy() for name, tensor in module.network.state_dict().items()}
-    val = probabilities(module.network, data.val.images, device)
-    teaches = cell.recipe == "real_aug" and cell.member == 0 and not data.reference_labelled and len(data.reference) > 0
-    reference = np.zeros((0, 0), np.float32)
-    if teaches:
-        reference = probabilities(module.network, data.reference.images, device)
-    return Trained(weights, val, reference, num_real, num_synthetic, done.seconds)
+def _teachers(study: Study) -> list[Cell]:
+    return [cell for cell in study.trained if cell.recipe == TEACHER and not cell.extra and not cell.settings]
 
 
-def _sources(
-    recipe: Recipe, data: StudyData, batch_size: int, config: GainConfig, teacher: Trained | None
-) -> tuple[list[tuple[Batch, int]], int, int]:
-    """What a batch is drawn from: real, and in its share of each batch pseudo-labelled or synthetic images."""
-    real = [data.train] if recipe.real else []
-    if recipe.val:
-        real += [data.val, data.reference] if data.reference_labelled else [data.val]
-    synthetic = {"": None, "gated": data.gated, "ungated": data.ungated}[recipe.synthetic]
-    extra = synthetic
-    if recipe.pseudo:
-        assert teacher is not None
-        extra = pseudo_labelled(data.reference, teacher.reference, config.pseudo_confidence)
-    num_real = sum(map(len, real)) + (len(extra) if recipe.pseudo and extra is not None else 0)
-    num_synthetic = len(synthetic) if synthetic is not None else 0
-    if extra is None or not len(extra):
-        return [(Batch.concatenate(real), batch_size)], num_real, num_synthetic
-    if not real:
-        return [(extra, batch_size)], num_real, num_synthetic
-    share = min(batch_size - 1, max(1, round(config.synthetic_share * batch_size)))
-    return [(Batch.concatenate(real), batch_size - share), (extra, share)], num_real, num_synthetic
+# Cells and votes
 
 
-def pseudo_labelled(images: Batch, confidence: np.ndarray, threshold: float) -> Batch:
-    """The images whose most likely class has at least `threshold` probability, with that class (Lee 2013)."""
-    sure = confidence.max(1) >= threshold
-    guessed = Batch(images.images, confidence.argmax(1).astype(np.int64), images.keys)
-    return guessed.take(sure)
+def _cells(recipe: str, value: float, seeds: int, members: int, together: int, first: int = 0) -> list[Cell]:
+    """The networks of a recipe, members `first` and on of every seed, cut into cells of `together`."""
+    every = [Network(seed, member) for member in range(first, members) for seed in range(seeds)]
+    return [Cell(recipe, value, tuple(every[i : i + together])) for i in range(0, len(every), together)]
 
 
-def predict(trained: Trained, spec: DatasetSpec, classifier: ClassifierConfig, images: Batch, device: str = "cpu") -> np.ndarray:
-    """Class probabilities of a finished cell's network, float32, shape (n, k)."""
-    module = Classifier(classifier, spec, seed=0)
-    module.network.load_state_dict({name: torch.from_numpy(array) for name, array in trained.weights.items()})
-    return probabilities(module.network, images.images, device)
+def _by_seed(cells: Iterable[Cell], seeds: int) -> list[list[tuple[Cell, int]]]:
+    votes: list[list[tuple[Cell, int]]] = [[] for _ in range(seeds)]
+    for cell in cells:
+        for number, network in enumerate(cell.networks):
+            votes[network.seed].append((cell, number))
+    return votes
 
 
-def choose_best_real(arms: tuple[str, ...], trained: dict[Cell, Trained], val: Batch, config: GainConfig) -> str:
-    """The strongest real-only arm on val by mean accuracy, ties by mean loss; arms that trained on val can't be judged."""
-    judged = [arm for arm in arms if arm in RIVAL and not RECIPES[ARMS[arm].recipe].val]
-    on_val = {cell: done.val for cell, done in trained.items()}
+def _votes(study: Study, recipe: str, gain: GainConfig, members: int) -> list[list[tuple[Cell, int]]]:
+    cells = [cell for cell in study.trained if cell.recipe == recipe and not cell.extra and not cell.settings]
+    votes = _by_seed(cells, gain.seeds)
+    return [[(cell, i) for cell, i in each if cell.networks[i].member < members] for each in votes]
+
+
+def _train(study: Study, wanted: dict[str, int], setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
+    """So many networks of each recipe and seed, those that are there excepted."""
+    todo = []
+    for recipe, members in wanted.items():
+        there = {n.member for c in study.trained if c.recipe == recipe and not c.extra and not c.settings for n in c.networks}
+        value = study.tuned.get(recipe, _middle(recipe))
+        todo += _cells(recipe, value, setting.gain.seeds, members, setting.gain.together, first=len(there))
+    if todo:
+        study.trained |= train(todo, teachers)
+
+
+def _middle(recipe: str) -> float:
+    """The dial's value where nothing is tuned."""
+    own = recipe_of(recipe)
+    return own.values[len(own.values) // 2] if own.dial else 0.0
+
+
+# Choices on val
+
+
+def _tune(study: Study, recipes: Sequence[str], setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
+    """Each recipe's dial: the value whose networks have the lowest mean cross-entropy on val."""
+    tune_seeds, val = setting.gain.tune_seeds, setting.data.val
+    dials = [recipe for recipe in recipes if recipe_of(recipe).dial and recipe not in study.tuned]
+    if not tune_seeds or not dials:
+        return
+    tried = {
+        (recipe, value): _cells(recipe, value, tune_seeds, 1, setting.gain.together)
+        for recipe in dials
+        for value in recipe_of(recipe).values
+    }
+    done = train([cell._replace(extra="tune") for cells in tried.values() for cell in cells], teachers)
+    for recipe in dials:
+        losses = {}
+        for value in recipe_of(recipe).values:
+            cells = [cell._replace(extra="tune") for cell in tried[recipe, value]]
+            losses[value] = float(np.mean([score(each, val)[1] for cell in cells for each in done[cell].val]))
+        study.tuned[recipe] = min(losses, key=lambda value: losses[value])
+        study.tuning_s[recipe] = sum(
+            done[cell._replace(extra="tune")].seconds for value in losses for cell in tried[recipe, value]
+        )
+
+
+def _search(study: Study, arm: str, setting: Setting, train: Train) -> None:
+    """Learning rate, weight decay, dropout and strength of augmentation by a tree-structured Parzen estimator (Optuna)."""
+    try:
+        import optuna
+    except ImportError:
+        study.skipped[arm] = "needs Optuna: pip install 'synthgen[search]'"
+        return
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    gain, val = setting.gain, setting.data.val
+    seeds = max(1, gain.tune_seeds)
+    search = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=6))
+    seconds = 0.0
+    best: tuple[float, tuple[tuple[str, float], ...]] = (np.inf, ())
+    for start in range(0, gain.trials, TRIALS_AT_ONCE):
+        trials = [search.ask() for _ in range(min(TRIALS_AT_ONCE, gain.trials - start))]
+        cells = [_cells(TEACHER, 0.0, seeds, 1, seeds)[0]._replace(extra="search", settings=_suggest(t)) for t in trials]
+        done = train(cells, [])
+        for trial, cell in zip(trials, cells, strict=True):
+            loss = float(np.mean([score(each, val)[1] for each in done[cell].val]))
+            search.tell(trial, loss)
+            seconds += done[cell].seconds
+            best = min(best, (loss, cell.settings))
+    cells = [cell._replace(settings=best[1]) for cell in _cells(TEACHER, 0.0, gain.seeds, 1, gain.together)]
+    study.trained |= train(cells, [])
+    study.votes[arm], study.recipes[arm], study.tuning_s[arm] = _by_seed(cells, gain.seeds), TEACHER, seconds
+
+
+def _suggest(trial: Any) -> tuple[tuple[str, float], ...]:
+    return (
+        ("dropout", trial.suggest_float("dropout", 0.0, 0.5)),
+        ("lr", trial.suggest_float("lr", 0.25, 4.0, log=True)),
+        ("strength", trial.suggest_float("strength", 0.25, 3.0)),
+        ("weight_decay", trial.suggest_float("weight_decay", 1e-3, 0.3, log=True)),
+    )
+
+
+def _choose_single(study: Study, setting: Setting) -> None:
+    singles = {arm: arm_of(arm).synthetic for arm in study.votes if arm_of(arm).role in ("", "partner")}
+    study.single_real = _strongest(study, setting, [arm for arm, synthetic in singles.items() if not synthetic])
+    study.single_synthetic = _strongest(study, setting, [arm for arm, synthetic in singles.items() if synthetic])
+
+
+def _best_network(study: Study, setting: Setting, synthetic: bool) -> str:
+    """The strongest arm of one network, classical models excepted; the real-only `TEACHER`'s if there is no other."""
+    arms = [
+        arm
+        for arm in study.votes
+        if arm_of(arm).synthetic == synthetic
+        and arm_of(arm).role in ("", "partner")
+        and recipe_of(study.recipes[arm]).kind == "network"
+        and recipe_of(study.recipes[arm]).labelled != "none"
+    ]
+    if not arms:
+        side = "with synthetic images" if synthetic else "of real images alone"
+        raise ConfigError(f"gain.arms: committees and arms on all labelled images need a network {side}; add one")
+    return _strongest(study, setting, arms)
+
+
+def _strongest(study: Study, setting: Setting, arms: Sequence[str]) -> str:
+    """The arm with the highest mean accuracy on val, ties by mean loss, then the earlier one."""
 
     def strength(arm: str) -> tuple[float, float]:
-        scores = [score(mean_probabilities(arm, seed, config, on_val), val) for seed in range(config.seeds)]
-        return float(np.mean([s[0] for s in scores])), -float(np.mean([s[1] for s in scores]))
+        each = [score(vote(study, arm, seed), setting.data.val) for seed in range(setting.gain.seeds)]
+        return float(np.mean([s[0] for s in each])), -float(np.mean([s[1] for s in each]))
 
-    return max(judged, key=strength)
+    return max(arms, key=strength)
 
 
-def mean_probabilities(arm: str, seed: int, config: GainConfig, predictions: dict[Cell, np.ndarray]) -> np.ndarray:
-    """The arm's vote at a seed: the mean of its networks' probabilities."""
-    return np.mean([predictions[cell] for cell in members(arm, seed, config)], axis=0)
+def _contenders(study: Study, setting: Setting) -> list[str]:
+    """A few val images choose badly: every real-only arm whose 95% interval against the best on val reaches 0 may be the
+    strongest, and a gain has to hold against each (cf. the model confidence set, Hansen et al. 2011)."""
+    labels = setting.data.val.labels
+
+    def correct(arm: str) -> np.ndarray:
+        each = [vote(study, arm, seed).argmax(1) == labels for seed in range(setting.gain.seeds)]
+        return np.array(each, dtype=np.float64)
+
+    real = [arm for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).judged and arm != study.best_real]
+    best = correct(study.best_real)
+    return [study.best_real, *(arm for arm in real if paired_interval(arm, study.best_real, correct(arm), best).high >= 0)]
+
+
+def vote(study: Study, arm: str, seed: int) -> np.ndarray:
+    """An arm's class probabilities on val at a seed: the mean over its networks."""
+    return np.mean([study.trained[cell].val[number] for cell, number in study.votes[arm][seed]], axis=0)
 
 
 def score(predicted: np.ndarray, images: Batch) -> tuple[float, float]:
@@ -163,79 +305,43 @@ def score(predicted: np.ndarray, images: Batch) -> tuple[float, float]:
     return float((predicted.argmax(1) == images.labels).mean()), float(-np.log(np.clip(own, 1e-7, 1)).mean())
 
 
-def assess(
-    arms: tuple[str, ...],
-    skipped: dict[str, str],
-    best_real: str,
-    trained: dict[Cell, Trained],
-    on_test: dict[Cell, np.ndarray],
-    val: Batch,
-    test: Batch,
-    steps: int,
-    config: GainConfig,
-) -> GainReport:
-    """Rows, paired intervals and the verdict, once the test split has been opened.
-
-    Raises:
-        DataError: a test image without a label.
-    """
-    if (test.labels == UNLABELLED).any():
-        raise DataError("the test split has images without a label")
-    rows, correct = [], {}
-    on_val = {cell: done.val for cell, done in trained.items()}
-    for arm in arms:
-        votes = [mean_probabilities(arm, seed, config, on_test) for seed in range(config.seeds)]
-        correct[arm] = np.array([vote.argmax(1) == test.labels for vote in votes], dtype=np.float64)
-        for seed, vote in enumerate(votes):
-            voters = [trained[cell] for cell in members(arm, seed, config)]
-            val_accuracy, val_loss = None, None
-            if not RECIPES[ARMS[arm].recipe].val:
-                val_accuracy, val_loss = score(mean_probabilities(arm, seed, config, on_val), val)
-            test_accuracy, test_loss = score(vote, test)
-            seconds = round(sum(voter.seconds for voter in voters), 3)
-            rows.append(
-                GainRow(
-                    arm,
-                    seed,
-                    voters[0].num_real,
-                    voters[0].num_synthetic,
-                    steps,
-                    len(voters),
-                    val_accuracy,
-                    val_loss,
-                    test_accuracy,
-                    test_loss,
-                    seconds,
-                )
-            )
-    decisive = tuple((RIVAL[base], base) for base in (best_real, "real_aug_trainval") if base in arms)
-    pairs = [(arm, best_real) for arm in arms if arm != best_real]
-    pairs += [pair for pair in decisive if pair not in pairs]
-    intervals = tuple(paired_interval(arm, base, correct[arm], correct[base]) for arm, base in pairs)
-    deciding = [i for i in intervals if (i.arm, i.baseline) in decisive]
-    verdict, reasons = decide(deciding, config.smallest_gain, len(test))
-    return GainReport(verdict, reasons, best_real, tuple(rows), intervals, skipped, decisive)
+# The learning curve
 
 
-def decide(intervals: list[Interval], smallest_gain: float, num_test: int) -> tuple[Verdict, tuple[str, ...]]:
-    """use: every interval lies above 0. reject: one of them stays below a gain worth having. Else more evidence is needed."""
-    reasons = [
-        f"{i.arm} against {i.baseline}: {i.difference:+.2f} points of test accuracy "
-        f"(95% interval {i.low:+.2f} to {i.high:+.2f}, {i.seeds} seeds, {num_test} test images)"
-        for i in intervals
-    ]
-    if intervals and all(i.low > 0 for i in intervals):
-        return "use", tuple(reasons)
-    hopeless = [i for i in intervals if i.low <= 0 and i.high < max(smallest_gain, 1e-12)]
-    if hopeless:
-        worst = min(hopeless, key=lambda i: i.high)
-        harm = "it harms" if worst.high < 0 else f"it can't bring {smallest_gain} points, the smallest gain worth having"
-        return "reject", (*reasons, f"{worst.arm} doesn't beat {worst.baseline}: {harm}")
-    open_ones = [i for i in intervals if i.low <= 0]
-    for i in open_ones:
-        if i.seeds_needed is None:
-            more = f"{num_test} test images are too few to settle a difference of {i.difference:+.2f}, whatever the seeds"
-        else:
-            more = f"a true difference of {i.difference:+.2f} would need about {max(i.seeds_needed, i.seeds + 1)} seeds"
-        reasons.append(f"{i.arm} against {i.baseline} is open: {more}")
-    return "insufficient evidence", tuple(reasons)
+def sizes(num_train: int, num_labelled: int, num_simulated: int, num_classes: int) -> list[tuple[int, str]]:
+    """Numbers of real images at which the learning curve is measured, and where they come from."""
+    found = {n: "train" for n in (num_train // 4, num_train // 2, num_train) if n >= num_classes}
+    if num_labelled > num_train:
+        found[num_labelled] = "train and val"
+    most, size = num_labelled + num_simulated, 2 * num_train
+    if num_simulated:
+        while size < 0.75 * most:
+            found[size] = "hidden labels" if size > num_labelled else "train and val"
+            size *= 2
+        found[most] = "hidden labels"
+    return sorted(found.items())
+
+
+def _curve(study: Study, setting: Setting, train: Train) -> None:
+    """The strongest real-only recipe that is trained on labelled images alone, at each size."""
+    gain, data = setting.gain, setting.data
+    plain = [arm for arm in study.votes if not arm_of(arm).synthetic and not arm_of(arm).role and _plain(study.recipes[arm])]
+    if not plain:
+        return
+    study.curve_recipe = study.recipes[_strongest(study, setting, plain)]
+    value = study.tuned.get(study.curve_recipe, _middle(study.curve_recipe))
+    wanted = sizes(len(data.train), len(data.labelled), len(data.simulated), data.spec.num_classes)
+    cells = {
+        size: [c._replace(extra=f"size {size}") for c in _cells(study.curve_recipe, value, gain.seeds, 1, gain.together)]
+        for size, _ in wanted
+        if size != len(data.train)
+    }
+    study.trained |= train([cell for size in reversed(cells) for cell in cells[size]], [])
+    for size, source in wanted:
+        votes = _by_seed(cells[size], gain.seeds) if size in cells else _votes(study, study.curve_recipe, gain, 1)
+        study.curve.append((size, source, votes))
+
+
+def _plain(recipe: str) -> bool:
+    own = recipe_of(recipe)
+    return own.kind == "network" and own.start == "fresh" and not own.taught and not own.unlabelled and own.labelled == "train"

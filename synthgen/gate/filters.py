@@ -17,6 +17,7 @@ import torch
 from synthgen.config.schema import GateConfig
 from synthgen.gate import selection
 from synthgen.gate.evidence import Evidence, Real
+from synthgen.gate.mix import LabelPlan, crowding
 from synthgen.gate.signals import FAMILIES, Found, Signals, find, is_bad, null
 from synthgen.metrics.copies import duplicate_groups
 from synthgen.shapes import Bool, Float, Int64
@@ -64,7 +65,9 @@ class Sifted:
     selection: Selection | None
 
 
-def sift(candidates: Evidence, real: Real, config: GateConfig, seed: int = 0, device: str = "cpu") -> Sifted:
+def sift(
+    candidates: Evidence, real: Real, config: GateConfig, seed: int = 0, device: str = "cpu", plan: LabelPlan | None = None
+) -> Sifted:
     """All per-sample checks, and the budget: `signals.find`, `calibrate`, `keep` and `selection.select` in one call.
 
     Args:
@@ -73,12 +76,14 @@ def sift(candidates: Evidence, real: Real, config: GateConfig, seed: int = 0, de
         config: thresholds and budget.
         seed: of what the budget draws at random.
         device: where copies are searched.
+        plan: the class mix that was asked for, if it isn't the real images'.
 
     Raises:
         DataError: other shapes or extractors, candidates without labels, too few held-out real images.
     """
     found = find(candidates, real, config, device)
-    calibration = calibrate(real, config, len(candidates), device)
+    among = round(len(candidates) * crowding(plan, real.train.labels))
+    calibration = calibrate(real, config, among, device)
     valid, reasons = keep(candidates, found, calibration)
     kept, chosen = selection.select(candidates, valid, real.reference, config, seed)
     spared = {candidates.features.keys[row]: (selection.REASON,) for row in np.flatnonzero(valid & ~kept)}

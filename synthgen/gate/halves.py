@@ -9,6 +9,7 @@ import numpy as np
 
 from synthgen.config.schema import GateConfig
 from synthgen.gate.evidence import Evidence, Real
+from synthgen.gate.mix import Mix, side_counts
 from synthgen.metrics.frechet import frechet_distance
 from synthgen.randomness import stream
 from synthgen.shapes import Float, Int64
@@ -28,11 +29,14 @@ class Split(NamedTuple):
     c: list[Int64[np.ndarray, " n"]]
 
 
-def draw_splits(candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int) -> list[Split]:
+def draw_splits(
+    candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int, mix: Mix | None = None
+) -> list[Split]:
     """Halves (A, B) of the reference of equal class mix, and half of the kept candidates in sets C of the same size and mix.
 
     Classes are labels if the reference has them, else what the judge takes the images for, on both sides. (With chance
     mixes most of FID's spread on digits was that of the class counts: 3.7 at 150 images a side, with equal ones 0.9.)
+    Under a `mix` both halves have as many images of each class as it says, as many as the reference has to give.
     """
     classes, offered = (
         e.labels if real.reference.labelled else e.probabilities.argmax(axis=1) for e in (real.reference, candidates)
@@ -40,10 +44,14 @@ def draw_splits(candidates: Evidence, real: Real, kept: np.ndarray, config: Gate
     pool = np.flatnonzero(kept)
     n = min(len(classes) // 2, len(pool) // 2, config.max_side)
     num_sets = min(MAX_SETS, len(pool) // (2 * n)) if n else 0
+    drawn = None
+    if mix is not None:
+        drawn = side_counts(mix.weights, np.bincount(classes, minlength=len(mix.weights)) // 2, n)
+        num_sets = _sets_in_mix(drawn, mix, len(pool))
     splits = []
     for split in range(config.splits):
         rng = stream(seed, "gate splits", split)
-        a, b = _draw_halves(classes, n, rng)
+        a, b = _draw_halves(classes, n, rng) if drawn is None else _draw_in_counts(classes, drawn, rng)
         wanted = np.bincount(classes[b])
         left, sets = pool, []
         for _ in range(num_sets):
@@ -51,6 +59,14 @@ def draw_splits(candidates: Evidence, real: Real, kept: np.ndarray, config: Gate
             left = np.setdiff1d(left, sets[-1], assume_unique=True)
         splits.append(Split(a, b, sets))
     return splits
+
+
+def _sets_in_mix(drawn: Int64[np.ndarray, " k"], mix: Mix, num_kept: int) -> int:
+    """How many sets of these counts half of the kept candidates give, if of each class as many as planned are kept."""
+    if not drawn.any():
+        return 0
+    own = drawn > 0
+    return max(1, min(MAX_SETS, int((num_kept * mix.weights[own] / (2 * drawn[own])).min())))
 
 
 def draw_within_class(
@@ -101,6 +117,17 @@ def _draw_halves(classes: Int64[np.ndarray, " m"], n: int, rng: np.random.Genera
     order = order[np.argsort(classes[order], kind="stable")]
     pairs = rng.permuted(order[: len(order) // 2 * 2].reshape(-1, 2), axis=1)
     a, b = pairs[rng.permutation(len(pairs))[:n]].T
+    return a, b
+
+
+def _draw_in_counts(
+    classes: Int64[np.ndarray, " m"], counts: Int64[np.ndarray, " k"], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint sets of rows at random, each with `counts` rows of each class."""
+    order = rng.permutation(len(classes))
+    chosen = [order[classes[order] == label][: 2 * count] for label, count in enumerate(counts)]
+    pairs = np.concatenate(chosen).reshape(-1, 2)
+    a, b = pairs[rng.permutation(len(pairs))].T
     return a, b
 
 

@@ -12,9 +12,10 @@ import torch
 from synthgen.config.schema import GateConfig
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.filters import Sifted
-from synthgen.gate.halves import Views, draw_splits, draw_within_class, scored
-from synthgen.gate.intervals import share_difference, somers_d, wilson
+from synthgen.gate.halves import Split, Views, draw_splits, draw_within_class, scored
+from synthgen.gate.intervals import share_difference, somers_d, weighted_share_difference, wilson
 from synthgen.gate.least import LEAST, too_few
+from synthgen.gate.mix import LabelPlan, Mix, effective, expected_dropped, in_words, labels_of, least_kept, planned_mix, weigh
 from synthgen.gate.signals import COPY_REASONS, FAMILIES, is_bad
 from synthgen.metrics.diversity import vendi
 from synthgen.metrics.frechet import frechet_distance
@@ -66,6 +67,7 @@ def judge(
     class_names: Sequence[str],
     seed: int = 0,
     planted: tuple[Planted, ...] = (),
+    plan: LabelPlan | None = None,
 ) -> GateReport:
     """The verdict on a set of candidates: every metric beside real against real, with a 95% interval of the excess.
 
@@ -91,20 +93,24 @@ def judge(
         class_names: label i is class_names[i].
         seed: of the splits.
         planted: recall of the per-sample checks (`sensitivity.planted_recall`), for the report.
+        plan: the class mix that was asked for. Only its classes are expected, and real images are drawn and weighed in its
+            mix. None expects every class, in the mix of the reference.
 
     Returns:
         The report; the same input gives the same bytes.
     """
-    classes, class_conditional = _by_class(candidates, real, sifted.kept, config, class_names, seed)
+    mix = planned_mix(plan, real) if plan else None
+    splits = draw_splits(candidates, real, sifted.kept, config, seed, mix)
+    classes, class_conditional = _by_class(candidates, real, sifted.kept, config, class_names, seed, plan)
     metrics = (
-        *_feature_metrics(candidates, real, sifted.kept, config, seed),
+        *_feature_metrics(candidates, real, sifted.kept, config, splits, mix),
         class_conditional,
-        *_shifts(sifted, config),
-        _label_agreement(candidates, real, config),
+        *_shifts(sifted, real, config, mix),
+        _label_agreement(candidates, real, config, class_names, plan),
         _copy_share(sifted, config),
         _kept_share(sifted, config),
     )
-    thin = _thin_classes(classes, config)
+    thin = _thin_classes(classes, config, plan)
     verdicts = {metric.verdict for metric in metrics if _decides(metric, config)}
     verdict: GateDecision = "accept"
     if "insufficient evidence" in verdicts:
@@ -113,7 +119,7 @@ def judge(
         verdict = "reject"
     report = GateReport(
         verdict=verdict,
-        notices=(*_dropped_often(sifted), *_beyond_chance(metrics)),
+        notices=(*_compared(splits, real, mix, classes), *_dropped_often(sifted, real, mix), *_beyond_chance(metrics)),
         reasons=(),
         metrics=metrics,
         classes=classes,
@@ -135,10 +141,24 @@ def _decides(metric: Metric, config: GateConfig) -> bool:
     return metric.limit is not None or (metric.value is None and wanted)
 
 
-def _feature_metrics(candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, seed: int) -> list[Metric]:
+def _compared(splits: Sequence[Split], real: Real, mix: Mix | None, classes: Sequence[ClassFidelity]) -> list[str]:
+    """What was planned, in which mix sets are compared, and of which class the only candidate is missing, in words."""
+    if mix is None:
+        return []
+    drawn = np.bincount(mix.classes(real.reference)[splits[0].b], minlength=len(classes))
+    alone = [c.name for c, planned in zip(classes, mix.plan.counts, strict=True) if planned == 1 and not c.kept]
+    missing = [
+        f"class {name!r}: the only candidate asked for is missing, which alone isn't held against the set" for name in alone
+    ]
+    return [*in_words(mix, [c.name for c in classes], drawn, len(real.reference)), *missing]
+
+
+def _feature_metrics(
+    candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, splits: Sequence[Split], mix: Mix | None
+) -> list[Metric]:
     """`OF_FEATURES` of the kept candidates: distances, shares and diversity in features, recall and coverage in pixels."""
-    splits = draw_splits(candidates, real, kept, config, seed)
-    n, found = len(splits[0].a), f"{len(real.reference)} reference images and {int(kept.sum())} kept candidates"
+    n, in_mix = len(splits[0].a), f", {mix.offered(real.reference)} of them of the planned classes," if mix else ""
+    found = f"{len(real.reference)} reference images{in_mix} and {int(kept.sum())} kept candidates"
     refused = {name: _refused(name, n, too_few(n, LEAST[name], found)) for name in OF_FEATURES if n < LEAST[name]}
     if len(refused) == len(OF_FEATURES):
         return list(refused.values())
@@ -196,16 +216,22 @@ def _jackknifed(name: str, scores: Float[np.ndarray, "s 2"], n: int, limit: floa
 
 
 def _by_class(
-    candidates: Evidence, real: Real, kept: np.ndarray, config: GateConfig, class_names: Sequence[str], seed: int
+    candidates: Evidence,
+    real: Real,
+    kept: np.ndarray,
+    config: GateConfig,
+    class_names: Sequence[str],
+    seed: int,
+    plan: LabelPlan | None,
 ) -> tuple[tuple[ClassFidelity, ...], Metric]:
     """Each class by itself, and the mean over classes of the FID within a class.
 
     The latter sees wrong labels, which no other metric of features does; its limit is FID's, within classes. It is there
-    if every class of train has enough images.
+    if every class of train has enough images, or every class of the plan.
     """
     reference, synthetic = real.reference.features.features, candidates.features.features
     rows, columns, defects, sides = [], [], [], []
-    trained = set(np.unique(real.train.labels).tolist())
+    expected = set((np.unique(real.train.labels) if plan is None else np.flatnonzero(plan.counts)).tolist())
     least, refusal = LEAST["class_conditional_fid"], ""
 
     def score(x: Views, y: Views) -> tuple[float, ...]:
@@ -217,10 +243,13 @@ def _by_class(
         held, pool = np.flatnonzero(real.reference.labels == label), np.flatnonzero(kept & own)
         n = min(len(held) // 2, len(pool) // 2, config.max_side)
         made, left = int(own.sum()), len(pool)
+        if plan is not None and not made and label not in expected:
+            rows.append(ClassFidelity(name, 0, 0, 0, {}, {}, f"not asked for by labels={plan.labels}"))
+            continue
         if n < least:
             note = too_few(n, least, f"{len(held)} labelled reference images and {left} kept candidates of {name!r}")
             rows.append(ClassFidelity(name, made, left, 0, {}, {}, note))
-            refusal = refusal or (note if label in trained else "")
+            refusal = refusal or (note if label in expected else "")
             continue
         splits = draw_within_class(held, pool, n, min(config.splits, CLASS_SPLITS), label, seed)
         scores, defect = scored(splits, (reference,), (synthetic,), real.blurred.features, score, config.max_defect)
@@ -236,17 +265,40 @@ def _by_class(
     return tuple(rows), _jackknifed("class_conditional_fid", scores, min(sides), *limit)
 
 
-def _label_agreement(candidates: Evidence, real: Real, config: GateConfig) -> Metric:
+def _label_agreement(
+    candidates: Evidence, real: Real, config: GateConfig, class_names: Sequence[str], plan: LabelPlan | None
+) -> Metric:
     """Share of all candidates whose label the judge agrees with, against the same of images it wasn't trained on."""
+    if plan is not None:
+        return _planned_agreement(candidates, real, config, class_names, plan)
     agreed = _agreement(candidates)
     held_out = np.concatenate([_agreement(e) for e in (real.val, real.reference)])
     if len(held_out) < ENOUGH_LABELS:  # train is judged by one network each, which is less often right than all together
         held_out = np.concatenate([_agreement(real.train), held_out])
-    low, high = share_difference(agreed, held_out)
-    reference = held_out.mean()
+    return _agreeing(agreed, float(held_out.mean()), share_difference(agreed, held_out), len(held_out), config)
+
+
+def _planned_agreement(
+    candidates: Evidence, real: Real, config: GateConfig, class_names: Sequence[str], plan: LabelPlan
+) -> Metric:
+    """The same with held-out images weighed to the planned mix: judges are right more often in some classes than in others."""
+    judged, labels = [real.val, real.reference], labels_of(real.val, real.reference)
+    wanted = np.flatnonzero(plan.counts)
+    if len(labels) < ENOUGH_LABELS or not np.isin(wanted, labels).all():
+        judged, labels = [*judged, real.train], labels_of(*judged, real.train)
+    missing = wanted[~np.isin(wanted, labels)]
+    if len(missing):
+        return _refused("label_agreement", 0, f"refused: no labelled real image of class {class_names[missing[0]]!r}")
+    agreed, held_out = _agreement(candidates), np.concatenate([_agreement(e) for e in judged])
+    weights = weigh(labels, plan.share)
+    n, reference = effective(weights), float((weights * held_out).sum() / weights.sum())
+    return _agreeing(agreed, reference, weighted_share_difference(agreed, held_out, weights, n), n, config)
+
+
+def _agreeing(agreed: np.ndarray, reference: float, interval: tuple[float, float], n: float, config: GateConfig) -> Metric:
     limit, note = -(1 - config.min_agreement) * reference, f"at least {config.min_agreement:.0%} of that of held-out real images"
-    spread = math.sqrt(reference * (1 - reference) * (1 / len(agreed) + 1 / len(held_out)))
-    return _metric("label_agreement", agreed.mean(), reference, low, high, spread, len(agreed), limit, note)
+    spread = math.sqrt(reference * (1 - reference) * (1 / len(agreed) + 1 / n))
+    return _metric("label_agreement", agreed.mean(), reference, *interval, spread, len(agreed), limit, note)
 
 
 def _agreement(evidence: Evidence) -> np.ndarray:
@@ -286,35 +338,42 @@ def _share(name: str, hits: np.ndarray, reference: float, bound: float, note: st
     return _metric(name, value, reference, low - reference, high - reference, spread, n, bound - reference, note)
 
 
-def _shifts(sifted: Sifted, config: GateConfig) -> list[Metric]:
+def _shifts(sifted: Sifted, real: Real, config: GateConfig, mix: Mix | None) -> list[Metric]:
     """How far the kept samples as a whole lie above held-out real images in the signals of quality: Somers' D, in -1 to 1.
 
     D = 2 AUROC - 1 is the share of the set that would have to be plainly defective, and the rest as real images, to make
     the same AUROC. It sees what every sample has a little of, such as faint noise, and no single one enough of.
     """
     metrics = []
+    weights = mix.of(real.reference, real.val) if mix else None
     for family in (name for name in SHIFTING if name in sifted.signals):
         name, held_out = f"{family}_shift", sifted.calibration.null[family]
         kept = sifted.signals[family][sifted.kept]
-        n = min(len(kept), len(held_out))
+        num_real = len(held_out) if weights is None else int(effective(weights))
+        n = min(len(kept), num_real)
         if n < LEAST[name]:
-            note = f"refused: {len(kept)} kept candidates against {len(held_out)} real images, at least {LEAST[name]} are needed"
+            note = f"refused: {len(kept)} kept candidates against {num_real} real images, at least {LEAST[name]} are needed"
             metrics.append(_refused(name, n, note))
             continue
-        d, error = somers_d(kept, held_out)
-        spread = math.sqrt((1 / len(kept) + 1 / len(held_out)) / 3)  # of D between two draws of one distribution
+        d, error = somers_d(kept, held_out, weights)
+        spread = math.sqrt((1 / len(kept) + 1 / num_real) / 3)  # of D between two draws of one distribution
         words = f"at most that of a set of which {config.max_shift:.0%} is plainly defective"
         limit, note = (config.max_shift, words) if name in LIMITED else (None, SHOWN)
         metrics.append(_metric(name, d, 0.0, d - 1.96 * error, d + 1.96 * error, spread, len(kept), limit, note))
     return metrics
 
 
-def _thin_classes(classes: tuple[ClassFidelity, ...], config: GateConfig) -> tuple[str, ...]:
-    """A sentence for each class of which too few candidates were kept."""
+def _thin_classes(classes: tuple[ClassFidelity, ...], config: GateConfig, plan: LabelPlan | None) -> tuple[str, ...]:
+    """A sentence for each class that was asked for and of which too few candidates were kept."""
+    if plan is None:
+        least, told = [config.min_kept_per_class] * len(classes), [""] * len(classes)
+    else:
+        least = [least_kept(planned, config) for planned in plan.counts]
+        told = [f" ({planned} planned)" for planned in plan.counts]
     return tuple(
-        f"class {c.name!r} has {c.kept} kept candidates of {c.candidates}, at least {config.min_kept_per_class} are needed"
-        for c in classes
-        if c.kept < config.min_kept_per_class
+        f"class {c.name!r} has {c.kept} kept candidates of {c.candidates}{words}, at least {need} are needed"
+        for c, need, words in zip(classes, least, told, strict=True)
+        if c.kept < need
     )
 
 
@@ -368,12 +427,15 @@ def _reasons(report: GateReport, thin: tuple[str, ...], config: GateConfig) -> l
     return sentences
 
 
-def _dropped_often(sifted: Sifted) -> list[str]:
+def _dropped_often(sifted: Sifted, real: Real, mix: Mix | None) -> list[str]:
     """A sentence for each reason for which clearly more candidates were dropped than real images would be."""
     told = []
     for name, family in FAMILIES.items():
         hits = sum(family.reason in reasons for reasons in sifted.reasons.values())
         expected = sifted.calibration.alphas.get(name, 1.0)
+        if mix is not None and name in sifted.calibration.thresholds:
+            null, threshold = sifted.calibration.null[name], sifted.calibration.thresholds[name]
+            expected = max(expected, expected_dropped(mix, real, name, null, threshold))
         if wilson(hits, len(sifted.kept))[0] > 2 * expected:
             share = hits / len(sifted.kept)
             told.append(

@@ -133,7 +133,7 @@ def herding(
     return np.array(order, dtype=np.int64)
 
 
-def quotas(counts: Int64[np.ndarray, " k"], budget: int) -> Int64[np.ndarray, " k"]:
+def quotas(counts: Int64[np.ndarray, " k"] | Float[np.ndarray, " k"], budget: int) -> Int64[np.ndarray, " k"]:
     """How many of each class, in proportion to `counts`; the largest remainders round up.
 
     >>> quotas(np.array([30, 50, 0, 20]), 7).tolist()

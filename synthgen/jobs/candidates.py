@@ -10,6 +10,7 @@ from synthgen import storage
 from synthgen.config.schema import RunConfig
 from synthgen.data import sources
 from synthgen.errors import DataError
+from synthgen.gate.mix import LabelPlan
 from synthgen.jobs.order import CANDIDATES
 from synthgen.jobs.real import source_of
 from synthgen.shards import manifest, raw, read
@@ -65,6 +66,23 @@ def candidates_digest(path: Path, spec: DatasetSpec, config: RunConfig) -> str:
         storage.check_folder(path)
         return storage.folder_digest(path)
     return load_candidates(path, spec, config)[2]
+
+
+def label_plan(path: Path, spec: DatasetSpec) -> LabelPlan | None:
+    """The class mix that a folder of `generate` was asked for; None if it is that of train, or nobody said.
+
+    Raises:
+        DataError: a class that the real images don't have.
+    """
+    if not (path / CANDIDATES).is_file():
+        return None
+    plan = storage.read_json(path / "candidates.json").get("plan")
+    if plan is None or plan["labels"] == "match":
+        return None
+    unknown = [name for name in plan["counts"] if name not in spec.class_names]
+    if unknown:
+        raise DataError(f"{path}: the class {unknown[0]!r} is not one of the real images' ({', '.join(spec.class_names)})")
+    return LabelPlan(plan["labels"], tuple(plan["counts"].get(name, 0) for name in spec.class_names))
 
 
 def _holds_tars(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -12,32 +13,36 @@ import numpy as np
 
 from synthgen import storage
 from synthgen.gain import arms as gain_arms
-from synthgen.gain import study
-from synthgen.gain.study import Cell, Trained
+from synthgen.gain import assess, cells, study
+from synthgen.gain.cells import Cell, Network, Setting, Trained
+from synthgen.gain.data import StudyData
+from synthgen.jobs import transfer
 from synthgen.jobs.candidates import candidates_digest, load_candidates
-from synthgen.jobs.gates import check_judged, load_gate
+from synthgen.jobs.gates import Judging, check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
-from synthgen.types import Batch, GainReport, Progress, Silent
+from synthgen.types import UNLABELLED, Batch, GainReport, Progress, Silent
 from synthgen.workers import Pool
+
+COPIES = {"copy", "feature copy"}
+"""The gate's reasons that the arm with copies doesn't listen to."""
 
 
 @dataclass(frozen=True)
-class Contest:
-    """The images of a gain study on disk: a split, candidates, and the gate's word on them.
+class Judged:
+    """Candidates and the gate's word on them, on disk.
 
     Attributes:
         digest: of the candidates and of the gate; part of what a process remembers the images by.
     """
 
-    order: Order
-    split: Split
+    name: str
     candidates: Path
     gate: Path
     digest: tuple[str, str]
 
     @staticmethod
-    def of(order: Order, split: Split, candidates: Path, gate: Path) -> Contest:
+    def of(order: Order, split: Split, name: str, candidates: Path, gate: Path) -> Judged:
         """Checks that they belong together.
 
         Raises:
@@ -45,21 +50,87 @@ class Contest:
         """
         digest = candidates_digest(candidates, split.spec, order.config)
         check_judged(gate, split, digest)
-        quiet = replace(order, progress=Silent())  # it is sent to other processes
-        return Contest(quiet, split, candidates, gate, (digest, storage.folder_digest(gate)))
+        return Judged(name, candidates, gate, (digest, storage.folder_digest(gate)))
+
+    def kept(self, order: Order, split: Split, ignoring: frozenset[str] = frozenset()) -> tuple[Batch, Batch]:
+        """What the gate kept, or would have if it didn't know some reasons; and all candidates."""
+        everything, _, _ = load_candidates(self.candidates, split.spec, order.config)
+        report = load_gate(self.gate)
+        keys = set(report.kept) | {key for key, why in report.dropped.items() if ignoring and set(why) <= ignoring}
+        return everything.take(np.array([key in keys for key in everything.keys], dtype=bool)), everything
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The images of a gain study on disk.
+
+    Attributes:
+        chosen: the generator that is studied.
+        others: the others, for the arms of each.
+        networks: folder of `features`; None where there is none.
+        made_in_s: seconds that generator, samples and gate took.
+    """
+
+    order: Order
+    split: Split
+    chosen: Judged
+    others: tuple[Judged, ...] = ()
+    networks: Path | None = None
+    made_in_s: float = 0.0
+
+    @staticmethod
+    def of(
+        order: Order,
+        split: Split,
+        chosen: Judged,
+        others: Sequence[Judged] = (),
+        networks: Path | None = None,
+        made_in_s: float = 0.0,
+    ) -> Contest:
+        """As it is sent to other processes."""
+        there = networks if networks is not None and (networks / storage.STAGE_MANIFEST).is_file() else None
+        return Contest(replace(order, progress=Silent()), split, chosen, tuple(others), there, made_in_s)
 
     @property
     def inputs(self) -> dict[str, str]:
-        return {"split": self.split.digest, "candidates": self.digest[0], "gate": self.digest[1]}
+        found = {"split": self.split.digest, "candidates": self.chosen.digest[0], "gate": self.chosen.digest[1]}
+        found |= {f"other {each.name}": " ".join(each.digest) for each in self.others}
+        if self.networks is not None:
+            found["features"] = storage.folder_digest(self.networks)
+        if self.order.config.gain.transfer:
+            found["transfer"] = transfer.digest(Path(self.order.config.gain.transfer))
+        return found
 
 
 @lru_cache(maxsize=2)
-def _study_data(contest: Contest) -> gain_arms.StudyData:
-    split = contest.split
-    ungated, _, _ = load_candidates(contest.candidates, split.spec, contest.order.config)
-    kept = set(load_gate(contest.gate).kept)
-    gated = ungated.take(np.array([key in kept for key in ungated.keys], dtype=bool))
-    return gain_arms.StudyData(split.spec, split.role("train"), split.role("val"), split.role("reference"), gated, ungated)
+def _setting(contest: Contest) -> Setting:
+    """The images of a study and how its networks are trained; read once in each process."""
+    order, split = contest.order, contest.split
+    gated, ungated = contest.chosen.kept(order, split)
+    reference, pool = split.role("reference"), split.role("pool")
+    truth = None
+    if order.config.gain.simulate:
+        hidden = split.hidden()
+        truth = np.array([hidden.get(key, UNLABELLED) for key in (*reference.keys, *pool.keys)], dtype=np.int64)
+    judging = Judging(order, split, contest.networks) if contest.networks is not None else None
+    start = transfer.read(Path(order.config.gain.transfer), order, split.spec) if order.config.gain.transfer else None
+    data = StudyData(
+        spec=split.spec,
+        train=split.role("train"),
+        val=split.role("val"),
+        reference=reference,
+        pool=pool,
+        gated=gated,
+        ungated=ungated,
+        with_copies=contest.chosen.kept(order, split, frozenset(COPIES))[0],
+        others={other.name: other.kept(order, split)[0] for other in contest.others},
+        truth=truth,
+        features=judging.embed if judging is not None else None,
+        pretrained=start.weights if start is not None else None,
+        backbone=start.embed if start is not None else None,
+        made_in_s=contest.made_in_s,
+    )
+    return Setting(data, order.config.classifier, order.config.augment, order.config.gain, order.device)
 
 
 @dataclass(frozen=True)
@@ -67,27 +138,39 @@ class _CellTask:
     contest: Contest
     cell: Cell
     out: Path
-    teacher: Path | None
+    teachers: tuple[tuple[Cell, Path], ...]
     task: str
 
 
 def _train_cell(task: _CellTask, progress: Progress) -> None:
     """Trains a cell of the study, unless an earlier, interrupted run has."""
     if not task.out.is_file():
-        config = task.contest.order.config
-        trained = study.train_cell(
-            task.cell,
-            _study_data(task.contest),
-            config.classifier,
-            config.augment,
-            config.gain,
-            teacher=Trained.from_bytes(task.teacher.read_bytes()) if task.teacher else None,
-            device=task.contest.order.device,
-            progress=Silent(),
-            task=task.cell.name,
-        )
+        trained = cells.train_cell(task.cell, _setting(task.contest), _Teach(task) if task.teachers else None)
         storage.write_bytes(task.out, trained.to_bytes())
-    progress.advance(task.task)
+    progress.advance(task.task, len(task.cell.networks))
+
+
+class _Teach:
+    """The real-only networks of a study, read from their cells; see `cells.Teach`."""
+
+    def __init__(self, task: _CellTask) -> None:
+        self.task = task
+
+    def __call__(self, images: np.ndarray, seed: int, committee: bool) -> np.ndarray:
+        """Class probabilities of the seed's network, or the mean of its committee's."""
+        found = [
+            _predictions(self.task.contest, cell, path, images.tobytes(), images.shape)[number]
+            for cell, path in self.task.teachers
+            for number, network in enumerate(cell.networks)
+            if network.seed == seed and (committee or network.member == 0)
+        ]
+        return np.mean(found, axis=0)
+
+
+@lru_cache(maxsize=16)
+def _predictions(contest: Contest, cell: Cell, path: Path, images: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    trained = Trained.from_bytes(path.read_bytes())
+    return cells.predict(cell, trained, _setting(contest), np.frombuffer(images, np.uint8).reshape(shape))
 
 
 @lru_cache(maxsize=1)
@@ -96,10 +179,10 @@ def _test_images(split: Split) -> Batch:
 
 
 def _predict_test(task: _CellTask, progress: Progress) -> np.ndarray:
-    """A finished cell's class probabilities on the test split."""
-    trained, order, split = Trained.from_bytes(task.out.read_bytes()), task.contest.order, task.contest.split
-    predicted = study.predict(trained, split.spec, order.config.classifier, _test_images(split), order.device)
-    progress.advance(task.task)
+    """Class probabilities of a finished cell's networks on the test split."""
+    trained = Trained.from_bytes(task.out.read_bytes())
+    predicted = cells.predict(task.cell, trained, _setting(task.contest), _test_images(task.contest.split).images)
+    progress.advance(task.task, len(task.cell.networks))
     return predicted
 
 
@@ -111,32 +194,35 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
     after the others, since a handful of samples changes nothing and so does no harm. None where no generator has any.
     """
     config = order.config
-    contests = {name: Contest.of(order, split, candidates, judged) for name, (candidates, judged) in generators.items()}
-    settings = {**order.section("classifier", "augment", "gain", "models"), "device": order.device}
+    contests = {
+        name: Contest.of(order, split, Judged.of(order, split, name, candidates, judged))
+        for name, (candidates, judged) in generators.items()
+    }
+    settings = {**order.section("classifier", "augment", "models"), "device": order.device}
+    settings["select_seeds"] = config.gain.select_seeds
     inputs = {f"{name} {key}": digest for name, contest in contests.items() for key, digest in contest.inputs.items()}
     with order.stage(out, "select", settings, inputs) as work:
         if not work.done:
-            usable = {name: contest for name, contest in contests.items() if load_gate(contest.gate).kept}
-            cells = [Cell("synthetic_gated", seed, 0) for seed in range(config.gain.select_seeds)]
+            usable = {name: contest for name, contest in contests.items() if load_gate(contest.chosen.gate).kept}
+            networks = tuple(Network(seed, 0) for seed in range(config.gain.select_seeds))
+            cell = Cell("synthetic_gated", 0.5, networks)
             tasks = {
-                (name, cell): _CellTask(contest, cell, out / f"{storage.RESUME}-{name}-{cell.name}", None, "select")
-                for name, contest in usable.items()
-                for cell in cells
+                name: _CellTask(contest, cell, out / f"{storage.RESUME}-{name}", (), "select") for name, contest in usable.items()
             }
-            order.progress.start("select", len(tasks))
+            order.progress.start("select", len(tasks) * len(networks))
             pool.map(_train_cell, list(tasks.values()), order.progress)
             val = split.role("val")
             scores: dict[str, dict[str, Any]] = {}
             for name, contest in usable.items():
-                each = [study.score(Trained.from_bytes(tasks[name, cell].out.read_bytes()).val, val) for cell in cells]
+                each = [study.score(on_val, val) for on_val in Trained.from_bytes(tasks[name].out.read_bytes()).val]
                 accuracy, loss = np.mean(each, axis=0)
-                report = load_gate(contest.gate)
+                report = load_gate(contest.chosen.gate)
                 share = len(report.kept) / report.num_candidates
                 scores[name] = {"val_accuracy": float(accuracy), "val_loss": float(loss), "gate": report.verdict, "kept": share}
             chosen = min(scores, key=lambda name: preference(scores[name], config.gate.min_keep)) if scores else None
             criterion = (
                 f"best gate verdict, then {config.gate.min_keep:.0%} kept or more, then lowest cross-entropy on val of "
-                f"{len(cells)} classifiers on real + augmentation + gated"
+                f"{len(networks)} classifiers on real + augmentation + gated"
             )
             work.write_json("select.json", {"criterion": criterion, "scores": scores, "chosen": chosen})
     found = storage.read_json(out / "select.json")
@@ -157,42 +243,48 @@ def preference(score: dict[str, Any], min_keep: float) -> tuple[int, bool, float
 def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
     """Split, candidates and gate -> out/gain.json: what the synthetic images add, on the test split.
 
-    The test split is opened when every network is trained and the strongest real-only arm is chosen; out/opened.json
-    says so.
+    The test split is opened when every network is trained and every arm is chosen; out/opened.json says so.
     """
     config, split = order.config, contest.split
-    arms = gain_arms.check_arms(config.gain.arms)
+    arms = gain_arms.check_arms(config.gain.arms, config.gain.study, [other.name for other in contest.others])
     settings = {**order.section("classifier", "augment", "gain"), "device": order.device}
     with order.stage(out, "gain", settings, contest.inputs) as work:
         if not work.done:
-            data = _study_data(contest)
-            skipped = gain_arms.skipped(arms, data)
-            arms = tuple(arm for arm in arms if arm not in skipped)
-            rounds = study.cells(arms, config.gain)
-            # cells survive a kill (`resume`), and are removed when the stage is whole
-            path = {cell: out / storage.RESUME / f"{cell.name}.safetensors" for cells in rounds for cell in cells}
-            order.progress.start("gain", len(path))
-            for cells in rounds:
-                teachers = [
-                    path[Cell("real_aug", cell.seed, 0)] if gain_arms.RECIPES[cell.recipe].pseudo else None for cell in cells
-                ]
-                tasks = [_CellTask(contest, c, path[c], t, "gain") for c, t in zip(cells, teachers, strict=True)]
-                pool.map(_train_cell, tasks, order.progress)
-            trained = {cell: Trained.from_bytes(file.read_bytes()) for cell, file in path.items()}
-            best_real = study.choose_best_real(arms, trained, data.val, config.gain)
+            rounds = _Rounds(order, contest, out, pool)
+            done = study.conduct(arms, _setting(contest), rounds)
             opened = work.path(f"{storage.RESUME}-opened.json")  # the first opening counts, whatever is killed after it
             if not opened.is_file():
-                now, after = datetime.now(UTC).isoformat(timespec="seconds"), f"all {len(path)} networks were trained"
-                storage.write_json(opened, {"split": "test", "at": now, "after": after, "best_real_on_val": best_real})
+                now, networks = datetime.now(UTC).isoformat(timespec="seconds"), sum(len(c.networks) for c in done.trained)
+                after = f"all {networks} networks were trained"
+                chosen = {"best_real_on_val": done.best_real, "best_synthetic_on_val": done.best_synthetic}
+                storage.write_json(opened, {"split": "test", "at": now, "after": after, **chosen})
             work.write_json("opened.json", storage.read_json(opened))
-            test = split.role("test")
-            order.progress.start("gain: test", len(path))
-            looks = [_CellTask(contest, cell, file, None, "gain: test") for cell, file in path.items()]
-            on_test = dict(zip(path, pool.map(_predict_test, looks, order.progress), strict=True))
-            report = study.assess(
-                arms, skipped, best_real, trained, on_test, data.val, test, config.classifier.steps, config.gain
-            )
+            test = assess.TestSet(split.role("test"), split.groups("test"), split.near_train())
+            report = assess.assess(done, rounds.predictions(list(done.trained)), test, _setting(contest))
             work.write_json("gain.json", report.to_json())
     report = GainReport.from_json(storage.read_json(out / "gain.json"), str(out / "gain.json"))
     order.progress.finish("gain", f"{report.verdict}: {report.reasons[0]}, {storage.seconds(out):.0f} s")
     return report
+
+
+class _Rounds:
+    """Trains the cells of a study in the pool; see `study.Train`. They survive a kill, and go when the stage is whole."""
+
+    def __init__(self, order: Order, contest: Contest, out: Path, pool: Pool) -> None:
+        self.order, self.contest, self.folder, self.pool = order, contest, out / storage.RESUME, pool
+
+    def __call__(self, wanted: Sequence[Cell], teachers: Sequence[Cell]) -> dict[Cell, Trained]:
+        taught = tuple((teacher, self._path(teacher)) for teacher in teachers)
+        tasks = [_CellTask(self.contest, cell, self._path(cell), taught, "gain") for cell in wanted]
+        self.order.progress.start("gain", sum(len(cell.networks) for cell in wanted))
+        self.pool.map(_train_cell, tasks, self.order.progress)
+        return {cell: Trained.from_bytes(self._path(cell).read_bytes()) for cell in wanted}
+
+    def predictions(self, trained: Sequence[Cell]) -> dict[Cell, np.ndarray]:
+        """Of every cell on the test split."""
+        tasks = [_CellTask(self.contest, cell, self._path(cell), (), "gain: test") for cell in trained]
+        self.order.progress.start("gain: test", sum(len(cell.networks) for cell in trained))
+        return dict(zip(trained, self.pool.map(_predict_test, tasks, self.order.progress), strict=True))
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.name}.safetensors"

@@ -19,14 +19,14 @@ from synthgen.gate import filters, judge
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.least import LEAST
 from synthgen.gate.sensitivity import planted_recall
-from synthgen.jobs.candidates import load_candidates
+from synthgen.jobs.candidates import label_plan, load_candidates
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
 from synthgen.metrics import extractors
 from synthgen.models.classifier import Classifier, FeatureLayer, probabilities
 from synthgen.models.defects import DefectDetector, margins
 from synthgen.shards import table
-from synthgen.types import Batch, DatasetSpec, FeatureSet, GateReport, Progress, Silent
+from synthgen.types import UNLABELLED, Batch, DatasetSpec, FeatureSet, GateReport, Progress, Silent
 from synthgen.workers import Pool
 
 CACHE = "features-cache"
@@ -129,6 +129,7 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
     """
     config = order.config
     batch, _, digest = load_candidates(candidates, split.spec, config)
+    plan = label_plan(candidates, split.spec)
     settings = _settings(order, ("gate", "features", "seed"), NEVER_CHANGE_A_BYTE)
     inputs = {"split": split.digest, "features": storage.folder_digest(networks), "candidates": digest}
     if config.features.extractor != "domain":
@@ -141,10 +142,10 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
             order.progress.advance(f"gate {name}")
             evidence = judging.evidence(batch)
             order.progress.advance(f"gate {name}")
-            sifted = filters.sift(evidence, real, config.gate, config.seed, order.device)
+            sifted = filters.sift(evidence, real, config.gate, config.seed, order.device, plan)
             planted = planted_recall(real, sifted.calibration, config.gate, judging.evidence, config.seed, order.device)
             order.progress.advance(f"gate {name}")
-            report = judge.judge(evidence, real, sifted, config.gate, split.spec.class_names, config.seed, planted)
+            report = judge.judge(evidence, real, sifted, config.gate, split.spec.class_names, config.seed, planted, plan)
             order.progress.advance(f"gate {name}")
             work.write_json("gate.json", report.to_json())
             keys = real.train.features.keys
@@ -187,6 +188,24 @@ def check_sizes(order: Order, split: Split) -> None:
             f"generate.num={asked}" if config.labels != "fill" else f"generate.labels=fill: {asked} candidates fill all classes"
         )
         raise ConfigError(f"{what}: the gate's metrics need {need} candidates or more")
+    if config.labels == "fill":
+        _check_filled(order, split, need)
+
+
+def _check_filled(order: Order, split: Split, need: int) -> None:
+    """Of the classes that are filled up the reference must have enough images by itself: the others aren't compared with."""
+    reference, train = split.role("reference").labels, split.role("train").labels
+    known = reference[reference != UNLABELLED]
+    lacking = np.flatnonzero(_lacking(order, split))
+    share = np.isin(known if len(known) else train, lacking).mean()  # the reference is drawn as train is
+    offered = round(share * len(reference))
+    if offered < need:
+        names = ", ".join(split.spec.class_names[label] for label in lacking)
+        raise DataError(
+            f"generate.labels=fill: about {offered} of {len(reference)} reference images are of the classes that are filled up "
+            f"({names}), and the gate's metrics need {need}; give a larger split.reference, or a generate.fill_to that adds "
+            "to more classes"
+        )
 
 
 def num_candidates(order: Order, split: Split) -> int:
@@ -198,8 +217,13 @@ def num_candidates(order: Order, split: Split) -> int:
     config = order.config.generate
     if config.labels != "fill":
         return config.num
-    labels, num_classes = split.role("train").labels, split.spec.num_classes
-    return int(sampling.label_counts(labels, num_classes, config.num, "fill", fill_to=config.fill_to).sum())
+    return int(_lacking(order, split).sum())
+
+
+def _lacking(order: Order, split: Split) -> np.ndarray:
+    """Candidates that each class needs to be full."""
+    config, labels = order.config.generate, split.role("train").labels
+    return sampling.label_counts(labels, split.spec.num_classes, config.num, "fill", fill_to=config.fill_to)
 
 
 def check_judged(judged: Path, split: Split, candidates: str) -> None:
@@ -260,6 +284,10 @@ class Judging:
         """Features under the chosen extractor, from the cache where they are in it."""
         devices = self.order.config.features.devices
         return extraction.feature_set(self.extractor, batch, self.order.device, devices, self.cache, self._note)
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Features of images without names, which no cache can know."""
+        return extraction.embed(self.extractor, images, self.order.device)
 
     def _note(self, line: str) -> None:
         self.order.progress.finish("features cache", line)

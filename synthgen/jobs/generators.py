@@ -56,7 +56,7 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
             looks = training.Looks(looker, when, config.looks.tolerance) if looker else None
             done = training.fit(
                 generator,
-                [(split.role("train"), own.batch_size)],
+                [(split.on_disk("train"), own.batch_size)],
                 steps=own.steps,
                 seed=config.seed,
                 task=f"train {model}",
@@ -162,7 +162,9 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
                 device=_device_name(order.device),
                 libraries=_libraries(),
             )
-            work.write_json("candidates.json", {"generator": name, "provenance": provenance.__dict__})
+            counts = np.bincount(labels, minlength=split.spec.num_classes).tolist()
+            plan = {"labels": config.labels, "counts": dict(zip(split.spec.class_names, counts, strict=True))}
+            work.write_json("candidates.json", {"generator": name, "provenance": provenance.__dict__, "plan": plan})
     order.progress.finish(f"generate {name}", f"{num_candidates(order, split)} candidates, {storage.seconds(out):.1f} s")
 
 

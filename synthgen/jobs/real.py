@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
 from synthgen import storage
@@ -15,11 +18,16 @@ from synthgen.data import sources, splits
 from synthgen.errors import DataError, StorageError
 from synthgen.jobs.order import Order
 from synthgen.shards import raw
-from synthgen.types import Batch, DatasetSpec
+from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 
 def audit(order: Order, out: Path) -> None:
-    """Source -> out/audit (report.json) and out/split (train, val, reference, test, dataset.json)."""
+    """Source -> out/audit (report.json) and out/split: an image file a role, and what is known of the images.
+
+    Beside train, val, reference, test and pool (.parquet) the split holds dataset.json; hidden.json, the labels that roles
+    without labels have in the source; near.json, the test images with a near duplicate in another role; and groups.json
+    where images carry groups.
+    """
     config, progress = order.config, order.progress
     _refuse_inside(out, config)
     settings = order.section("data", "split", "audit")
@@ -39,13 +47,34 @@ def audit(order: Order, out: Path) -> None:
                 audited.write_json("report.json", report.to_json())
             if not split.done:
                 for role in splits.ROLES:
-                    labelled = role != "reference" or config.split.reference_labelled
-                    raw.write(split.path(f"{role}.parquet"), [splits.role_batch(real, rows[role], labelled)], real.spec)
-                split.write_json("dataset.json", real.spec.to_json())
+                    batch = splits.role_batch(real, rows[role], role not in hiding(config))
+                    raw.write(split.path(f"{role}.parquet"), [batch], real.spec)
+                for name, content in _known(real, rows, near, config).items():
+                    split.write_json(name, content)
     if made or not (out / "config.yaml").is_file():
         write_config(order, out)
     found = storage.read_json(out / "audit" / "report.json")
     progress.finish("audit", auditing.one_line(found))
+
+
+def hiding(config: RunConfig) -> tuple[str, ...]:
+    """The roles whose labels nobody is to know."""
+    return ("pool",) if config.split.reference_labelled else ("pool", "reference")
+
+
+def _known(real: sources.RealImages, rows: dict[str, np.ndarray], near: np.ndarray, config: RunConfig) -> dict[str, Any]:
+    """File name -> what the split says of its images beside their pixels."""
+    keys, labels, groups = real.batch.keys, real.batch.labels.tolist(), real.groups
+    hidden = [i for role in hiding(config) for i in rows[role].tolist() if labels[i] != UNLABELLED]
+    twins = splits.near_test(rows, near)
+    found = {
+        "dataset.json": real.spec.to_json(),
+        "hidden.json": {keys[i]: labels[i] for i in hidden},
+        "near.json": {role: [keys[i] for i in taken.tolist()] for role, taken in twins.items()},
+    }
+    if groups is None:
+        return found
+    return found | {"groups.json": {role: [groups[i] for i in taken.tolist()] for role, taken in rows.items()}}
 
 
 def write_config(order: Order, out: Path) -> None:
@@ -88,9 +117,75 @@ class Split:
         """Digest of the files that the images come from, whatever size they were brought to."""
         return str(storage.read_manifest(self.folder)["inputs"].get("source", ""))
 
+    @property
+    def origin(self) -> str:
+        """`source`, and which classes were taken of it: what `share_images` compares."""
+        data = storage.read_manifest(self.folder)["config"].get("data", {})
+        classes = data.get("classes")
+        if classes is None or data.get("unlabelled") is not None:  # unlabelled images may be of any class
+            return self.source
+        return f"{self.source} {','.join(sorted(storage.sha256_json(name)[:12] for name in classes))}"
+
     def role(self, role: str) -> Batch:
-        """The images of a role. `test` is for the end of the gain study alone."""
+        """The images of a role; those of pool, and of a reference without labels, are `UNLABELLED`.
+
+        `test` is for the end of the gain study alone.
+        """
         return raw.read(self.folder / f"{role}.parquet", self.spec)
+
+    def on_disk(self, role: str) -> raw.OnDisk:
+        """As `role`, the pixels left in their file: for what takes rows as it needs them."""
+        return raw.on_disk(self.folder / f"{role}.parquet", self.spec)
+
+    def hidden(self) -> dict[str, int]:
+        """Key -> true label of the pool images, and of the reference where it is unlabelled, that have one in the source.
+
+        Only a simulation may open it, one that says in the report that it did: the oracle (more real labels), active
+        learning (the label that was asked for), a learning curve beyond train. No generator, gate, or arm that is compared.
+
+        Raises:
+            DataError: a split of an older version, or a label that isn't one of the classes.
+        """
+        found = self._about("hidden.json")
+        for key, label in found.items():
+            if not (isinstance(label, int) and 0 <= label < self.spec.num_classes):
+                raise DataError(
+                    f"{self.folder / 'hidden.json'}: {key} has the label {label!r}, and there are {self.spec.num_classes} "
+                    "classes; make the split again"
+                )
+        return dict(found)
+
+    def labelled(self, role: str) -> Batch:
+        """The images of a role with their hidden labels, where they have one: for simulations alone, see `hidden`."""
+        batch, known = self.role(role), self.hidden()
+        pairs = zip(batch.keys, batch.labels.tolist(), strict=True)
+        labels = [known.get(key, label) if label == UNLABELLED else label for key, label in pairs]
+        return replace(batch, labels=np.array(labels, dtype=np.int64))
+
+    def groups(self, role: str) -> tuple[str | None, ...]:
+        """The group (patient, recording) of each image of a role, in its order; None for each where there are no groups."""
+        if not self.spec.grouped:
+            return (None,) * len(self.on_disk(role))
+        return tuple(self._about("groups.json")[role])
+
+    def near_train(self, roles: Sequence[str] = ("train",)) -> frozenset[str]:
+        """Keys of the test images that have a near duplicate in `roles`: none where the split keeps near duplicates together."""
+        found = self._about("near.json")
+        return frozenset(key for role in roles for key in found[role])
+
+    def _about(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: no such file, the split is of an older version; make it again with `synthgen audit`")
+        found: dict[str, Any] = storage.read_json(path)
+        return found
+
+
+def share_images(one: str, other: str) -> bool:
+    """Whether splits of these `Split.origin` may have images in common: the same files, and not two disjoint sets of classes."""
+    (files, _, classes), (other_files, _, other_classes) = one.partition(" "), other.partition(" ")
+    apart = classes and other_classes and not set(classes.split(",")) & set(other_classes.split(","))
+    return bool(files) and files == other_files and not apart
 
 
 def source_of(path: Path, config: RunConfig) -> RunConfig:

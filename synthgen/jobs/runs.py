@@ -15,7 +15,7 @@ from synthgen.gain import arms as gain_arms
 from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.exports import export
-from synthgen.jobs.gains import Contest, gain, select
+from synthgen.jobs.gains import Contest, Judged, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
 from synthgen.jobs.generators import check_generator, generate, train
 from synthgen.jobs.order import CANDIDATES, Order
@@ -81,7 +81,7 @@ def _map(
 def run(order: Order, out: Path) -> dict[str, Any]:
     """The whole factory: real images -> verdict. Returns what verdict.json holds."""
     config = order.config
-    gain_arms.check_arms(config.gain.arms)
+    gain_arms.check_arms(config.gain.arms, config.gain.study)
     check_extractor(order)
     training.pick_device(config.device)
     with storage.lock(out), Pool(order.workers) as pool:
@@ -100,7 +100,12 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         report = None
         if chosen is not None:
             export(order, split, *folders[chosen], out / "shards")
-            report = gain(order, Contest.of(order, split, *folders[chosen]), out / "gain", pool)
+            others = [name for name in config.models if name != chosen] if config.gain.study == "full" else []
+            judged = [Judged.of(order, split, name, *folders[name]) for name in (chosen, *others)]
+            made = sum(storage.seconds(out / stage / chosen) for stage in ("train", "candidates", "gate"))
+            made += storage.seconds(out / "features")
+            contest = Contest.of(order, split, judged[0], judged[1:], out / "features", made)
+            report = gain(order, contest, out / "gain", pool)
         gates: dict[str, GateReport] = {m: load_gate(out / "gate" / m) for m in config.models}
         return _conclude(order, out, gates, chosen, report)
 
@@ -118,7 +123,7 @@ def assess(
         study_gain: measure the gain, and conclude with a verdict.
         judged: a finished gate folder for these candidates, if there is one.
     """
-    gain_arms.check_arms(order.config.gain.arms)
+    gain_arms.check_arms(order.config.gain.arms, order.config.gain.study)
     check_extractor(order)
     if not candidates.exists():
         raise DataError(f"{candidates}: no such file or folder; --candidates takes a folder of images, an export, or a .tar")
@@ -139,7 +144,8 @@ def assess(
         report = load_gate(judged)
         studied = None
         if report.kept:
-            studied = gain(order, Contest.of(order, split, candidates, judged), out / "gain", pool)
+            contest = Contest.of(order, split, Judged.of(order, split, name, candidates, judged), (), out / "features")
+            studied = gain(order, contest, out / "gain", pool)
         return _conclude(order, out, {name: report}, name if report.kept else None, studied)
 
 
@@ -209,10 +215,11 @@ def summarise_arms(report: GainReport) -> dict[str, Any]:
     summary = {}
     for arm in dict.fromkeys(row.arm for row in report.rows):
         rows = [row for row in report.rows if row.arm == arm]
-        mean, low, high = stats.mean_interval(np.array([row.test_accuracy for row in rows]))
+        mean, low, high = stats.mean_interval(np.array([row.test.accuracy for row in rows]))
         difference = against.get(arm)
         summary[arm] = {
-            "meaning": gain_arms.ARMS[arm].meaning,
+            "meaning": gain_arms.arm_of(arm).meaning,
+            "recipe": report.recipes[arm],
             "test_accuracy": mean,
             "low": max(0.0, low),
             "high": min(1.0, high),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +18,37 @@ import pyarrow.parquet as pq
 
 from synthgen import storage
 from synthgen.errors import DataError
+from synthgen.shapes import Int64
+from synthgen.shards.pages import Rows, offsets
 from synthgen.shards.table import readable
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 METADATA_KEY = b"synthgen"
+LAYOUT: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_statistics": False,
+    "data_page_version": "1.0",
+}
+"""What `on_disk` relies on: pixels as they are."""
 ROW_GROUP_BYTES = 16 * 2**20
 """Pixels in a row group, at most: what `iterate` holds in memory at once."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Labelled images that stay in their file: indexing `images` reads rows.
+
+    Attributes:
+        images: uint8, shape (n, c, h, w).
+        labels: int64, shape (n,); `UNLABELLED` (-1) where the class is unknown.
+    """
+
+    images: Rows
+    labels: Int64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def write(path: Path, batches: Iterable[Batch], spec: DatasetSpec) -> None:
@@ -35,7 +62,7 @@ def write(path: Path, batches: Iterable[Batch], spec: DatasetSpec) -> None:
     seen: set[str] = set()
     with (
         storage.atomic(path) as file,
-        pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False) as writer,
+        pq.ParquetWriter(file, schema, **LAYOUT) as writer,
     ):
         waiting: list[Batch] = []
         for batch in batches:
@@ -68,6 +95,24 @@ def read(path: Path, spec: DatasetSpec | None = None) -> Batch:
     found = read_spec(path)
     batches = list(iterate(path, _rows_per_group(found), spec))
     return Batch.concatenate(batches) if batches else _empty(found)
+
+
+def on_disk(path: Path, spec: DatasetSpec | None = None) -> OnDisk:
+    """The rows of the file without their keys, the pixels left where they are: 16 bytes of memory a row.
+
+    Raises as `read`, but for damage among the pixels, which shows when they are read or not at all.
+    """
+    found = read_spec(path)
+    if spec is not None:
+        _same_data(path, found, spec)
+    with readable(path), pq.ParquetFile(path) as file:
+        labels = file.read(columns=["label"]).column("label")
+        places = offsets(path, int(np.prod(found.image_shape)))
+    if labels.null_count:
+        raise DataError(f"{path}: damaged (a row without a value); run the job that made it again")
+    table = OnDisk(Rows(path, places, found.image_shape), labels.to_numpy().copy())
+    _check_labels(table.labels, found, path)
+    return table
 
 
 def iterate(path: Path, batch: int, spec: DatasetSpec | None = None) -> Iterator[Batch]:
@@ -145,8 +190,12 @@ def _empty(spec: DatasetSpec) -> Batch:
 def _check(batch: Batch, spec: DatasetSpec, path: Path) -> None:
     if batch.images.shape[1:] != spec.image_shape:
         raise DataError(f"{path}: images of shape {batch.images.shape[1:]}, the data set {spec.name!r} has {spec.image_shape}")
-    if len(batch) and not UNLABELLED <= batch.labels.min() <= batch.labels.max() < spec.num_classes:
-        outside = batch.labels[(batch.labels < UNLABELLED) | (batch.labels >= spec.num_classes)][0]
+    _check_labels(batch.labels, spec, path)
+
+
+def _check_labels(labels: np.ndarray, spec: DatasetSpec, path: Path) -> None:
+    if len(labels) and not UNLABELLED <= labels.min() <= labels.max() < spec.num_classes:
+        outside = labels[(labels < UNLABELLED) | (labels >= spec.num_classes)][0]
         raise DataError(f"{path}: label {outside}, the data set {spec.name!r} has {spec.num_classes} classes")
 
 

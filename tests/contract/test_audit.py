@@ -193,3 +193,35 @@ def test_given_train_images_tied_to_test_are_listed(digits: RealImages):
     assert report.left_out.keys[0] == "real-000005"
     assert report.left_out.total <= 2  # one pair of genuine digits is that alike
     assert report.exact_duplicates.num_crossing == 0
+
+
+def test_unlabelled_images_count_for_duplicates_and_not_for_labels(digits: RealImages):
+    images, labels = digits.batch.images.copy(), digits.batch.labels.copy()
+    labels[-400:] = -1
+    rows = split(with_images(digits, images, labels), SPLIT)
+    images[1790:1793] = images[rows["test"][:3]]
+    images[1793:1795] = images[rows["train"][:2]]
+    report = look(with_images(digits, images, labels), SPLIT.model_copy(update={"pool": 50.0, "test": float(len(rows["test"]))}))
+    assert (report.num_images, sum(report.class_counts.values()), report.num_unlabelled) == (1797, 1397, 400)
+    assert report.split_counts["pool"] == {"unlabelled": 50 + 400 - report.unlabelled_left_out.total}
+    assert {"real-001790", "real-001791", "real-001792"} <= set(report.unlabelled_left_out.keys)
+    assert not {"real-001793", "real-001794"} & set(report.unlabelled_left_out.keys)
+    assert report.unlabelled_left_out.total <= 4  # one pair of genuine digits is that alike
+    assert (report.exact_duplicates.num_groups, report.exact_duplicates.num_crossing) == (5, 0)  # train and pool are one side
+    assert report.exact_duplicates.num_conflicting == 0
+    assert report.label_issues.num_judged == 300
+    out = report.unlabelled_left_out.total
+    assert f"without a label and used by nobody, being tied to test, val or reference: {out} images" in report.notes
+    assert f"without a label, in the pool: {400 - out} images" in report.notes
+    assert AuditReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+    assert f"; train 200, val 100, reference 300, test {len(rows['test'])}, pool " in one_line(report.to_json())
+    apart = look(with_images(digits, images, labels), SPLIT.model_copy(update={"keep_near_duplicates_together": False}))
+    assert apart.exact_duplicates.num_crossing == 3
+    assert apart.unlabelled_left_out.total == 0
+
+
+def test_a_class_that_seems_to_mean_no_label_is_noted(digits: RealImages):
+    names = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "Unlabeled")
+    report = look(replace(digits, spec=replace(digits.spec, class_names=names)))
+    assert any("'Unlabeled' is taken for a class" in note and "data.unlabelled=Unlabeled" in note for note in report.notes)
+    assert not any("taken for a class" in note for note in look(digits).notes)

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from synthgen.config.schema import DataConfig
 from synthgen.data.sources import digest, load
 from synthgen.errors import ConfigError, DataError
+from synthgen.types import UNLABELLED
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Image.Image:
@@ -227,6 +229,135 @@ def test_npz_refusals(tmp_path: Path):
     file.write_text("not a zip")
     with pytest.raises(DataError, match=r"a.npz: not readable as .npz"):
         load(DataConfig(source="npz", path=str(file)))
+
+
+# Some classes, and images without a label
+
+
+def test_only_the_classes_asked_for_in_that_order(pets: Path):
+    everything, some = load(DataConfig()), load(DataConfig(classes=(7, "3")))  # type: ignore[arg-type]
+    assert some.spec.class_names == ("7", "3")
+    rows = np.flatnonzero(np.isin(everything.batch.labels, [3, 7]))
+    np.testing.assert_array_equal(some.batch.images, everything.batch.images[rows])
+    np.testing.assert_array_equal(some.batch.labels, np.where(everything.batch.labels[rows] == 7, 0, 1))
+    assert some.origins == tuple(everything.origins[i] for i in rows)
+    assert some.batch.keys[5] == "real-000005"
+    turned = load(DataConfig(classes=("3", "7")))
+    assert len({found.spec.fingerprint for found in (everything, some, turned)}) == 3
+    with pytest.raises(ConfigError, match=r"data.classes: digits has no class 'seven'; its classes are 0, 1, 2"):
+        load(DataConfig(classes=("3", "seven")))
+    with pytest.raises(ConfigError, match=r"has no class 'catt'; did you mean 'cat'\?; its classes are cat, dog"):
+        load(folder(pets, classes=("catt", "dog")))
+    with pytest.raises(ValidationError, match="names a class twice"):
+        DataConfig(classes=("3", "3"))
+    with pytest.raises(ValidationError, match="at least 2 items"):
+        DataConfig(classes=("3",))
+    assert len(load(DataConfig(classes=("3", "seven")), any_classes=True).batch) == 1797  # of the real images, not of candidates
+
+
+def test_classes_of_a_folder_with_groups_and_a_given_split(tmp_path: Path):
+    make_folder(tmp_path / "train", classes=("bird", "cat", "dog"), num=2)
+    make_folder(tmp_path / "test", classes=("bird", "cat", "dog"), num=1)
+    (tmp_path / "train" / "bird" / "0.png").write_text("not an image, and not read")
+    (tmp_path / "train" / "fish").mkdir()
+    settings = {"group_pattern": r"(cat|dog)/", "classes": ("dog", "cat")}
+    found = load(folder(tmp_path, **settings))
+    assert found.batch.labels.tolist() == [1, 1, 0, 0, 1, 0]
+    assert found.groups == ("cat", "cat", "dog", "dog", "cat", "dog")
+    assert found.given == ("train",) * 4 + ("test",) * 2
+    assert (found.spec.class_names, found.quarantined) == (("dog", "cat"), {})
+
+
+def test_classes_of_parquet_and_npz(tmp_path: Path):
+    write_parquet(tmp_path / "train-0.parquet", [1, 0, 2, 1], ["cat", "dog", "eel"], {"patient": list("abcd")})
+    write_parquet(tmp_path / "test-0.parquet", [2, 1, 0], ["cat", "dog", "eel"], {"patient": list("efg")})
+    found = load(parquet(tmp_path, group_column="patient", classes=("eel", "dog")))
+    assert found.batch.labels.tolist() == [1, 0, 1, 0, 1]
+    assert found.origins == tuple(
+        f"{name}-0.parquet#{row}" for name, row in [("train", 0), ("train", 2), ("train", 3), ("test", 0), ("test", 1)]
+    )
+    assert found.groups == ("a", "c", "d", "e", "f")
+    assert found.given == ("train",) * 3 + ("test",) * 2
+    np.testing.assert_array_equal(found.batch.images[1], np.asarray(picture(2)).transpose(2, 0, 1))
+    config = npz(
+        tmp_path / "a.npz", images=np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2), labels=[7, 3, 9, 7]
+    )
+    some = load(config.model_copy(update={"classes": ("9", "7")}))
+    assert some.batch.images[:, 0, 0, 0].tolist() == [0, 2, 3]
+    assert some.batch.labels.tolist() == [1, 0, 1]
+
+
+def test_a_folder_of_unlabelled_images_leaves_the_labelled_ones_as_they_were(pets: Path):
+    before = load(folder(pets))
+    (pets / "any" / "deep").mkdir(parents=True)
+    picture(900).save(pets / "any" / "a.png")
+    picture(901).save(pets / "any" / "deep" / "b.png")
+    found = load(folder(pets, unlabelled="any"))
+    assert found.batch.labels.tolist() == [0, 0, 0, 1, 1, 1, UNLABELLED, UNLABELLED]
+    assert found.spec.class_names == ("cat", "dog")
+    assert found.batch.keys[:6] == before.batch.keys
+    assert found.origins == (*before.origins, "any/a.png", "any/deep/b.png")
+    np.testing.assert_array_equal(found.batch.images[:6], before.batch.images)
+    assert found.spec.fingerprint != before.spec.fingerprint
+    assert load(folder(pets)).spec.class_names == ("any", "cat", "dog")  # as it was: not asked for, not guessed
+    some = load(folder(pets, unlabelled="any", classes=("dog", "cat")))
+    assert some.batch.labels.tolist() == [1, 1, 1, 0, 0, 0, UNLABELLED, UNLABELLED]
+    with pytest.raises(ConfigError, match=r"has no class 'any'; its classes are cat, dog"):
+        load(folder(pets, unlabelled="any", classes=("any", "cat")))
+
+
+def test_unlabelled_images_beside_a_given_split(tmp_path: Path):
+    make_folder(tmp_path / "train", classes=("cat", "dog", "none"), num=2)
+    make_folder(tmp_path / "test", classes=("cat", "dog", "none"), num=1)
+    make_folder(tmp_path, classes=("none",), num=1)
+    found = load(folder(tmp_path, unlabelled="none"))
+    assert found.spec.class_names == ("cat", "dog")
+    assert found.batch.labels.tolist() == [0, 0, 1, 1, 0, 1, -1, -1, -1, -1]
+    assert found.origins[-4:] == ("none/0.png", "train/none/0.png", "train/none/1.png", "test/none/0.png")
+    assert found.given is not None
+    assert found.given[-4:] == ("train", "train", "train", "test")
+
+
+def test_unlabelled_rows_of_parquet(tmp_path: Path):
+    file = tmp_path / "a.parquet"
+    write_parquet(file, [1, None, 0, -1], ["cat", "dog"])
+    with pytest.raises(DataError, match=r"row 1 is None, .*data.unlabelled=-1 takes them as unlabelled"):
+        load(parquet(file))
+    assert load(parquet(file, unlabelled=-1)).batch.labels.tolist() == [1, -1, 0, -1]
+    write_parquet(file, ["dog", "?", "cat", None], None)
+    found = load(parquet(file, unlabelled="?"))
+    assert (found.spec.class_names, found.batch.labels.tolist()) == (("cat", "dog"), [1, -1, 0, -1])
+    write_parquet(file, [1, 2, 0, 2], ["cat", "dog", "unknown"])
+    found = load(parquet(file, unlabelled="unknown"))
+    assert (found.spec.class_names, found.batch.labels.tolist()) == (("cat", "dog"), [1, -1, 0, -1])
+    write_parquet(file, [1.0, float("nan"), 0.0], ["cat", "dog"])  # what pandas makes of whole numbers with gaps
+    assert load(parquet(file, unlabelled=-1)).batch.labels.tolist() == [1, -1, 0]
+    with pytest.raises(DataError, match=r"row 0 is 1.0"):
+        load(parquet(file))
+
+
+def test_unlabelled_rows_of_npz(tmp_path: Path):
+    images = np.zeros((4, 8, 8), np.uint8)
+    config = npz(tmp_path / "a.npz", images=images, labels=[7, -1, 3, 255])
+    assert load(config).spec.class_names == ("-1", "3", "7", "255")
+    found = load(config.model_copy(update={"unlabelled": "255"}))
+    assert (found.spec.class_names, found.batch.labels.tolist()) == (("3", "7"), [1, -1, 0, -1])
+
+
+def test_unlabelled_images_that_are_not_there_are_refused(tmp_path: Path, pets: Path):
+    with pytest.raises(DataError, match=r"no folder 'nobody', as data.unlabelled calls it; make it or leave it out"):
+        load(folder(pets, unlabelled="nobody"))
+    (pets / "any").mkdir()
+    with pytest.raises(DataError, match=r": folder 'any' has no images; add some"):
+        load(folder(pets, unlabelled="any"))
+    with pytest.raises(ConfigError, match=r"every digit has a label; split.pool hides"):
+        load(DataConfig(unlabelled="any"))
+    write_parquet(tmp_path / "a.parquet", [0, 1], ["cat", "dog"])
+    with pytest.raises(DataError, match=r"data.unlabelled='-1', and every image has a label; leave it out"):
+        load(parquet(tmp_path / "a.parquet", unlabelled="-1"))
+    write_parquet(tmp_path / "b.parquet", [None, -1], None)
+    with pytest.raises(DataError, match=r"none of its 2 images has a label"):
+        load(parquet(tmp_path / "b.parquet", unlabelled="-1"))
 
 
 # Conversions

@@ -1,0 +1,206 @@
+"""The test split, opened once: rows, paired intervals, the exchange rate, a sceptic's questions and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from synthgen.errors import DataError
+from synthgen.gain import verdict
+from synthgen.gain.arms import arm_of
+from synthgen.gain.cells import Cell, Setting
+from synthgen.gain.curve import class_needs, learning_curve
+from synthgen.gain.scores import scores
+from synthgen.gain.stats import class_gains, corrected, paired_interval
+from synthgen.gain.study import Study, vote
+from synthgen.types import UNLABELLED, Batch, ClassGain, Control, CurvePoint, GainReport, GainRow, Interval, LearningCurve
+
+Predictions = Mapping[Cell, np.ndarray]
+"""Finished cell -> its networks' class probabilities on the test images, shape (s, n, k)."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The locked images.
+
+    Attributes:
+        images: labelled.
+        groups: of each image, None for one without; None where images carry no groups.
+        near: keys of those that have a near duplicate among the real images that arms may train on.
+    """
+
+    images: Batch
+    groups: Sequence[str | None] | None = None
+    near: frozenset[str] = field(default_factory=frozenset)
+
+
+def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) -> GainReport:
+    """Everything that the report says.
+
+    Raises:
+        DataError: a test image without a label.
+    """
+    labels = test.images.labels
+    if (labels == UNLABELLED).any():
+        raise DataError("the test split has images without a label")
+    rows, correct = [], {}
+    for arm in study.votes:
+        votes = [test_vote(study.votes[arm][seed], on_test) for seed in range(setting.gain.seeds)]
+        correct[arm] = np.array([each.argmax(1) == labels for each in votes], dtype=np.float64)
+        rows += [_row(arm, seed, each, study, test, setting) for seed, each in enumerate(votes)]
+    decisive = decisive_pairs(study)
+    pairs = [(arm, study.best_real) for arm in study.votes if arm != study.best_real]
+    pairs += [pair for pair in decisive if pair not in pairs]
+    intervals = corrected([paired_interval(arm, base, correct[arm], correct[base]) for arm, base in pairs])
+    deciding = [next(i for i in intervals if (i.arm, i.baseline) == pair) for pair in decisive]
+    curve, needs = _learning_curve(study, on_test, test, correct, setting)
+    arm, base = decisive[0]
+    masks = {name: labels == label for label, name in enumerate(setting.data.spec.class_names)}
+    grouped = np.array([str(group) for group in test.groups]) if test.groups is not None else np.array([])
+    of_groups = {name: grouped == name for name in sorted(set(grouped)) if name != "None"}
+    classes = class_gains(masks, of_groups, correct[arm], correct[base])
+    decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels))
+    reasons += verdict.losers(classes, decision)
+    found = Found(study, rows, {(i.arm, i.baseline): i for i in intervals}, correct, curve, needs, classes, test, setting)
+    return GainReport(
+        verdict=decision,
+        reasons=reasons,
+        advice=verdict.advice(found),
+        best_real=study.best_real,
+        best_synthetic=study.best_synthetic,
+        recipes=dict(study.recipes),
+        tuned=dict(study.tuned),
+        rows=tuple(rows),
+        intervals=intervals,
+        skipped=dict(study.skipped),
+        decisive=tuple(decisive),
+        curve=curve,
+        controls=verdict.controls(found, decisive),
+        classes=classes,
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the advice and the sceptic's answers are drawn from.
+
+    Attributes:
+        intervals: by (arm, baseline).
+        correct: arm -> 1 where seed s is right on test image n, shape (s, n).
+        needs: points that each class would gain from the next real images, None without a curve.
+    """
+
+    study: Study
+    rows: list[GainRow]
+    intervals: dict[tuple[str, str], Interval]
+    correct: dict[str, np.ndarray]
+    curve: LearningCurve | None
+    needs: tuple[tuple[float, float, float] | None, ...] | None
+    classes: tuple[ClassGain, ...]
+    test: TestSet
+    setting: Setting
+
+    def interval(self, arm: str, baseline: str) -> Interval | None:
+        """The difference of two arms, if both were run."""
+        if (arm, baseline) in self.intervals:
+            return self.intervals[arm, baseline]
+        if arm not in self.correct or baseline not in self.correct or arm == baseline:
+            return None
+        return paired_interval(arm, baseline, self.correct[arm], self.correct[baseline])
+
+    def accuracy(self, arm: str) -> float:
+        """Mean over seeds, in percent."""
+        return 100 * float(self.correct[arm].mean())
+
+    def seconds(self, arm: str) -> float:
+        """Training of an arm's networks, mean over seeds."""
+        return float(np.mean([row.seconds for row in self.rows if row.arm == arm]))
+
+
+def decisive_pairs(study: Study) -> list[tuple[str, str]]:
+    """Like with like: the strongest synthetic arm on val against each real-only arm that may be the strongest, a committee
+    against a committee; and the same on all labelled images. The first pair is that of the strongest."""
+    pairs = []
+    for real in study.contenders:
+        voted = arm_of(real).role in ("committee", "equal cost") and "synthetic_committee" in study.votes
+        pairs.append(("synthetic_committee" if voted else study.single_synthetic, real))
+    if "real_trainval" in study.votes and "synthetic_trainval" in study.votes:
+        pairs.append(("synthetic_trainval", "real_trainval"))
+    return pairs
+
+
+def test_vote(networks: Sequence[tuple[Cell, int]], on_test: Predictions) -> np.ndarray:
+    """Mean class probabilities of the networks of an arm at a seed, shape (n, k)."""
+    return np.mean([on_test[cell][number] for cell, number in networks], axis=0)
+
+
+def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet, setting: Setting) -> GainRow:
+    voters = study.votes[arm][seed]
+    trained = [study.trained[cell] for cell, _ in voters]
+    on_val = None
+    if arm_of(arm).role != "trainval":
+        on_val = scores(vote(study, arm, seed).astype(np.float64), setting.data.val.labels)
+    clean = np.array([key not in test.near for key in test.images.keys])
+    right = predicted.argmax(1) == test.images.labels
+    share = [done.seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
+    on_device = [done.device_seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
+    tuning = study.tuning_s.get(arm, study.tuning_s.get(study.recipes[arm].removesuffix("@all"), 0.0)) / setting.gain.seeds
+    return GainRow(
+        arm=arm,
+        seed=seed,
+        num_real=trained[0].num_real,
+        num_synthetic=trained[0].num_synthetic,
+        steps=trained[0].steps,
+        networks=len(voters),
+        val=on_val,
+        test=scores(predicted.astype(np.float64), test.images.labels, test.groups),
+        clean=float(right[clean].mean()) if clean.any() else None,
+        seconds=round(sum(share) + tuning, 3),
+        device_seconds=round(sum(on_device), 3),
+    )
+
+
+def _learning_curve(
+    study: Study, on_test: Predictions, test: TestSet, correct: dict[str, np.ndarray], setting: Setting
+) -> tuple[LearningCurve | None, tuple[tuple[float, float, float] | None, ...] | None]:
+    """The curve with its exchange rates, and what each class would gain from the next real images."""
+    if not study.curve:
+        return None, None
+    labels, classes = test.images.labels, setting.data.spec.num_classes
+    right = [
+        np.array([test_vote(each, on_test).argmax(1) == labels for each in votes], dtype=np.float64)
+        for _, _, votes in study.curve
+    ]
+    points = [
+        CurvePoint(size, tuple(float(a) for a in found.mean(1)), source)
+        for (size, source, _), found in zip(study.curve, right, strict=True)
+    ]
+    singles = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).role in ("", "partner")]
+    num_train, following = len(setting.data.train), setting.gain.next_images
+    arms = {arm: correct[arm].mean(1) for arm in singles}
+    curve = learning_curve(
+        study.curve_recipe,
+        points,
+        num_train,
+        arms,
+        following,
+        setting.gain.extrapolate,
+        right,
+        {arm: correct[arm] for arm in singles},
+    )
+    if len(points) < 2:
+        return curve, None
+    with np.errstate(invalid="ignore"):
+        recalls = np.stack([[_recalls(row, labels, classes) for row in found] for found in right])
+    return curve, class_needs([size for size, _, _ in study.curve], recalls, num_train, following)
+
+
+def _recalls(right: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    num = np.bincount(labels, minlength=classes)
+    found = np.bincount(labels, weights=right, minlength=classes)
+    return np.where(num > 0, found / np.maximum(num, 1), np.nan)
+
+
+__all__ = ["Control", "Found", "TestSet", "assess", "decisive_pairs", "test_vote"]

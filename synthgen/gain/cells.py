@@ -1,0 +1,381 @@
+"""A cell of the study: the networks of one recipe that are trained side by side, and what is left of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
+from synthgen.data.stacks import Source, Stack, one_hot
+from synthgen.gain import classical
+from synthgen.gain.arms import Recipe, recipe_of
+from synthgen.gain.data import StudyData, nested
+from synthgen.models.contrastive import SimCLR
+from synthgen.models.stacked import StackedClassifier, StackedNetwork, Training, channels_last, stacked_probabilities
+from synthgen.randomness import stream
+from synthgen.training import fit
+from synthgen.types import Batch, DatasetSpec, Silent
+
+MEMBERS = 1000
+"""Network `member` of seed s draws from stream 1000 s + member."""
+
+
+class Network(NamedTuple):
+    """A network's seed, and its number in a committee (0 also stands alone)."""
+
+    seed: int
+    member: int
+
+    @property
+    def stream(self) -> int:
+        return MEMBERS * self.seed + self.member
+
+
+class Cell(NamedTuple):
+    """Networks of one recipe under one value of its dial.
+
+    Attributes:
+        recipe: see `arms.recipe_of`.
+        value: of its dial, 0 where it has none.
+        networks: side by side.
+        extra: "", "size N" (N labelled images, nested), "oracle", or "active CRITERION".
+        settings: of a search, (name, value) pairs over `Training`'s.
+    """
+
+    recipe: str
+    value: float
+    networks: tuple[Network, ...]
+    extra: str = ""
+    settings: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Fit for a file, and for people."""
+        first, last = self.networks[0], self.networks[-1]
+        parts = [self.recipe, f"{self.value:g}", self.extra]
+        if self.settings:
+            parts.append(hashlib.blake2b(repr(self.settings).encode(), digest_size=6).hexdigest())
+        parts.append(f"s{first.seed}m{first.member}-s{last.seed}m{last.member}")
+        return "-".join(part.replace(" ", "") for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished cell.
+
+    Attributes:
+        weights: of the stack, none for classical models.
+        val: class probabilities of each network on val, float32, shape (s, n, k).
+        num_real, num_synthetic: images each was trained on.
+        steps: gradient steps of each, 0 for classical models.
+        seconds: wall time of all of them together.
+        device_seconds: of a GPU.
+        chosen: settings that a classical model's inner search found, or keys that active learning had labelled.
+    """
+
+    weights: dict[str, np.ndarray]
+    val: np.ndarray
+    num_real: int
+    num_synthetic: int
+    steps: int
+    seconds: float
+    device_seconds: float
+    chosen: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """As safetensors."""
+        about = {name: getattr(self, name) for name in _ABOUT}
+        arrays = {"val": self.val} | {f"weights.{name}": array for name, array in self.weights.items()}
+        return save_arrays(arrays, {"about": json.dumps(about)})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Trained:
+        arrays = load_arrays(data)
+        weights = {name.removeprefix("weights."): array for name, array in arrays.items() if name.startswith("weights.")}
+        size = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["about"])
+        return Trained(weights, arrays["val"], **about)
+
+
+_ABOUT = ("num_real", "num_synthetic", "steps", "seconds", "device_seconds", "chosen")
+
+Teach = Callable[[np.ndarray, int, bool], np.ndarray]
+"""(images, seed, whether the committee votes) -> class probabilities (n, k) of the real-only networks of a seed."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every cell of a study shares."""
+
+    data: StudyData
+    classifier: ClassifierConfig
+    augment: AugmentConfig
+    gain: GainConfig
+    device: str
+
+
+def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
+    """Trains the networks of a cell. A network starts from the same weights and draws the same numbers in every arm.
+
+    Args:
+        cell: which.
+        setting: images and configs.
+        teach: the real-only networks, for a recipe that is taught by them.
+    """
+    started = time.perf_counter()
+    recipe, data = recipe_of(cell.recipe), setting.data
+    if recipe.kind != "network":
+        val = np.stack([_classical(cell, recipe, setting, network.seed, data.val.images) for network in cell.networks])
+        counts = _counts(recipe, data)
+        return Trained({}, val, *counts, 0, time.perf_counter() - started, 0.0, {})
+    chosen: dict[str, Any] = {}
+    if cell.extra.startswith("active"):
+        assert teach is not None
+        rows = _acquired(cell, setting, teach)
+        chosen = {"keys": [[data.simulated.keys[i] for i in each] for each in rows]}
+        sources = [_real_source(_with_extra(data, rows), setting.classifier.batch_size, data.spec)]
+        num_real, num_synthetic = len(data.train) + len(rows[0]), 0
+    else:
+        sources, num_real, num_synthetic = sources_of(cell, recipe, setting, teach)
+    start, steps = _start(cell, recipe, setting), setting.classifier.steps
+    module = StackedClassifier(setting.classifier, data.spec, _streams(cell), setting.augment, training_of(cell, recipe), start)
+    _fit(module, sources, cell, setting, steps)
+    val = stacked_probabilities(module.network, data.val.images, setting.device)
+    weights = {name: tensor.cpu().contiguous().numpy() for name, tensor in module.network.state_dict().items()}
+    seconds = time.perf_counter() - started
+    on_gpu = seconds if setting.device == "cuda" else 0.0
+    return Trained(weights, val, num_real, num_synthetic, steps, seconds, on_gpu, chosen)
+
+
+def predict(cell: Cell, trained: Trained, setting: Setting, images: np.ndarray) -> np.ndarray:
+    """Class probabilities of each of a finished cell's networks, float32, shape (s, n, k).
+
+    A classical model is fitted again: nothing is kept of it that would have to be unpickled, and it is the same each time.
+    """
+    recipe = recipe_of(cell.recipe)
+    if recipe.kind != "network":
+        return np.stack([_classical(cell, recipe, setting, network.seed, images) for network in cell.networks])
+    return stacked_probabilities(stack_of(trained, setting), images, setting.device)
+
+
+def stack_of(trained: Trained, setting: Setting) -> StackedNetwork:
+    """The networks of a finished cell."""
+    network = StackedNetwork(len(trained.val), setting.classifier.width, setting.data.spec)
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in trained.weights.items()})
+    return channels_last(network)
+
+
+def training_of(cell: Cell, recipe: Recipe) -> Training:
+    """How the networks of a cell are trained: the recipe, with the dial at the cell's value."""
+    dials = {"strength": "strength", "lr": "lr", "alpha": "alpha", "smoothing": "smoothing", "dropout": "dropout"}
+    dials |= {"decay": "weight_decay", "confidence": "confidence"}
+    given: dict[str, Any] = {dials[recipe.dial]: cell.value} if recipe.dial in dials else {}
+    return Training(policy=recipe.policy, mixing=recipe.mixing, **{**given, **dict(cell.settings)})
+
+
+def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None) -> tuple[list[Source], int, int]:
+    """What a batch is drawn from, and how many real and synthetic images that are.
+
+    The synthetic images have the dial's share of each batch (half where the dial sets something else); of the rest,
+    pseudo-labelled images have half.
+    """
+    data, s, total = setting.data, len(cell.networks), setting.classifier.batch_size
+    real, synthetic = data.real(recipe), data.synthetic(recipe) if recipe.synthetic else None
+    classes = data.spec.num_classes
+    sources, num_real = [], len(real)
+    left = total
+    if synthetic is not None and len(synthetic):
+        share = cell.value if recipe.dial == "share" else 0.5
+        count = total if not len(real) else min(total - 1, max(1, round(share * total)))
+        left -= count
+        targets = _targets(synthetic, recipe, cell, classes, teach)
+        sources.append(Source(synthetic.images, (np.arange(len(synthetic)),) * s, targets, count))
+    if recipe.unlabelled == "pseudo" and left > 1:
+        guessed = _pseudo_labelled(data.unlabelled, cell, recipe, teach, classes)
+        if guessed is not None:
+            sources.append(Source(*guessed, left // 2))
+            left -= left // 2
+            num_real += round(float(np.mean([len(rows) for rows in guessed[1]])))
+    if cell.extra == "oracle":
+        more = data.simulated
+        sources.append(Source.shared(more.images, one_hot(more.labels, classes), s, left // 2))
+        left -= left // 2
+        num_real += len(more)
+    if len(real):
+        if cell.extra.startswith("size"):
+            source, num_real = _sized(cell, setting, left)
+        elif recipe.soft and synthetic is None:
+            source = Source(real.images, (np.arange(len(real)),) * s, _targets(real, recipe, cell, classes, teach), left)
+        else:
+            source = Source.shared(real.images, one_hot(real.labels, classes), s, left)
+        sources.insert(0, source)
+    if recipe.unlabelled == "fixmatch":
+        every = np.arange(len(data.unlabelled))
+        sources.append(Source(data.unlabelled.images, (every,) * s, None, total))
+        num_real += len(every)
+    return sources, num_real, 0 if synthetic is None else len(synthetic)
+
+
+def _targets(batch: Batch, recipe: Recipe, cell: Cell, classes: int, teach: Teach | None) -> tuple[np.ndarray, ...]:
+    if not recipe.soft:
+        return (one_hot(batch.labels, classes),) * len(cell.networks)
+    assert teach is not None
+    by_seed = {seed: teach(batch.images, seed, True) for seed in dict.fromkeys(n.seed for n in cell.networks)}
+    return tuple(by_seed[network.seed] for network in cell.networks)
+
+
+def _pseudo_labelled(
+    images: Batch, cell: Cell, recipe: Recipe, teach: Teach | None, classes: int
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]] | None:
+    """Images on which a seed's real-only network is sure, with its guess (Lee 2013); None where one is sure of none.
+
+    Below the threshold nothing is left for a network that is never sure: it takes its surest image a class instead.
+    """
+    assert teach is not None
+    threshold = cell.value if recipe.dial == "confidence" else 0.8
+    rows, targets = {}, {}
+    for seed in dict.fromkeys(network.seed for network in cell.networks):
+        guess = teach(images.images, seed, False)
+        sure = np.flatnonzero(guess.max(1) >= threshold)
+        if not len(sure):
+            sure = np.unique(guess.argmax(0))
+        rows[seed], targets[seed] = sure, one_hot(guess[sure].argmax(1), classes)
+    of_each = [network.seed for network in cell.networks]
+    return images.images, tuple(rows[seed] for seed in of_each), tuple(targets[seed] for seed in of_each)
+
+
+def _sized(cell: Cell, setting: Setting, count: int) -> tuple[Source, int]:
+    """So many labelled images, of each seed its own: from train first, then from the other labelled and simulated ones."""
+    data, size = setting.data, int(cell.extra.split()[1])
+    beyond = Batch.concatenate([data.labelled.take(np.arange(len(data.train), len(data.labelled))), data.simulated])
+    everything = Batch.concatenate([data.train, beyond])
+    rows = []
+    for network in cell.networks:
+        inside = nested(data.train.labels, network.seed, "size")
+        outside = len(inside) + nested(beyond.labels, network.seed, "size beyond")
+        rows.append(np.concatenate([inside, outside])[:size])
+    targets = one_hot(everything.labels, data.spec.num_classes)
+    return Source(everything.images, tuple(rows), tuple(targets[each] for each in rows), count), size
+
+
+def _with_extra(data: StudyData, rows: Sequence[np.ndarray]) -> tuple[Batch, tuple[np.ndarray, ...]]:
+    everything = Batch.concatenate([data.train, data.simulated])
+    return everything, tuple(np.concatenate([np.arange(len(data.train)), len(data.train) + each]) for each in rows)
+
+
+def _real_source(chosen: tuple[Batch, tuple[np.ndarray, ...]], count: int, spec: DatasetSpec) -> Source:
+    batch, rows = chosen
+    targets = one_hot(batch.labels, spec.num_classes)
+    return Source(batch.images, rows, tuple(targets[each] for each in rows), count)
+
+
+def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
+    """Rows of the simulated images that each network's seed would have labelled, in two rounds of half of `gain.acquire`.
+
+    The first round is chosen by the seed's `TEACHER` network, the second by networks trained with the first round's labels.
+    """
+    data, criterion = setting.data, cell.extra.split()[1]
+    images, half = data.simulated.images, min(setting.gain.acquire, len(data.simulated)) // 2
+    guesses = [teach(images, network.seed, False) for network in cell.networks]
+    chosen = [np.zeros(0, np.int64) for _ in cell.networks]
+    for number in range(2):
+        if number:
+            sources = [_real_source(_with_extra(data, chosen), setting.classifier.batch_size, data.spec)]
+            module = StackedClassifier(
+                setting.classifier, data.spec, _streams(cell), setting.augment, training_of(cell, recipe_of(cell.recipe))
+            )
+            _fit(module, sources, cell, setting, setting.classifier.steps)
+            guesses = list(stacked_probabilities(module.network, images, setting.device))
+        for i, network in enumerate(cell.networks):
+            left = np.setdiff1d(np.arange(len(images)), chosen[i])
+            if criterion == "kcenter":
+                centres = guesses[i][chosen[i]] if len(chosen[i]) else teach(data.train.images, network.seed, False)
+                new = left[k_center(guesses[i][left], centres, half)]
+            else:
+                draws = stream(network.stream, "gain/acquire", number)
+                new = left[np.argsort(-_uncertainty(guesses[i][left], criterion, draws), kind="stable")[:half]]
+            chosen[i] = np.concatenate([chosen[i], new])
+    return chosen
+
+
+def _uncertainty(guess: np.ndarray, criterion: str, draws: np.random.Generator) -> np.ndarray:
+    if criterion == "margin":
+        two = np.sort(guess, axis=1)[:, -2:]
+        return two[:, 0] - two[:, 1]
+    if criterion == "entropy":
+        return -(guess * np.log(np.clip(guess, 1e-12, 1))).sum(1)
+    return draws.random(len(guess))
+
+
+def k_center(points: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
+    """Rows of `points` that greedily cover them: each the farthest from the centres so far (Sener & Savarese 2018)."""
+    nearest = np.full(len(points), np.inf)
+    for centre in centres:
+        nearest = np.minimum(nearest, ((points - centre) ** 2).sum(1))
+    chosen: list[int] = []
+    for _ in range(min(number, len(points))):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, ((points - points[chosen[-1]]) ** 2).sum(1))
+        nearest[chosen] = -1
+    return np.array(chosen, dtype=np.int64)
+
+
+def _start(cell: Cell, recipe: Recipe, setting: Setting) -> list[Mapping[str, torch.Tensor]] | None:
+    """The weights that each network starts from, None for fresh ones."""
+    data, s = setting.data, len(cell.networks)
+    if recipe.start == "transfer":
+        assert data.pretrained is not None
+        return [data.pretrained] * s
+    if recipe.start == "simclr":
+        config = setting.classifier.model_copy(update={"steps": setting.gain.pretrain_steps})
+        images = np.concatenate([data.train.images, data.unlabelled.images])
+        blank = np.zeros((len(images), data.spec.num_classes), np.float32)
+        sources = [Source.shared(images, blank, s, min(2 * config.batch_size, len(images)))]
+        simclr = SimCLR(config, data.spec, _streams(cell), setting.augment)
+        _fit(simclr, sources, cell, setting, config.steps)
+        body = [simclr.network.get(i) for i in range(s)]
+        return [{name: value for name, value in each.items() if not name.startswith("head.")} for each in body]
+    if recipe.start == "synthetic":
+        batch = data.gated
+        sources = [Source.shared(batch.images, one_hot(batch.labels, data.spec.num_classes), s, setting.classifier.batch_size)]
+        module = StackedClassifier(setting.classifier, data.spec, _streams(cell), setting.augment, Training())
+        _fit(module, sources, cell, setting, setting.classifier.steps)
+        return [module.network.get(i) for i in range(s)]
+    return None
+
+
+def _fit(module: Any, sources: list[Source], cell: Cell, setting: Setting, steps: int) -> None:
+    stack = Stack(sources, _streams(cell), setting.device)
+    fit(module, stack, steps=steps, seed=0, task=cell.name, progress=Silent(), device=setting.device)
+
+
+def _streams(cell: Cell) -> list[int]:
+    return [network.stream for network in cell.networks]
+
+
+def _counts(recipe: Recipe, data: StudyData) -> tuple[int, int]:
+    synthetic = data.synthetic(recipe)
+    return len(data.real(recipe)), 0 if synthetic is None else len(synthetic)
+
+
+def _classical(cell: Cell, recipe: Recipe, setting: Setting, seed: int, images: np.ndarray) -> np.ndarray:
+    """A classical model, fitted and asked: on pixels in [0, 1] or on features."""
+    data = setting.data
+    parts = [data.real(recipe)] + ([] if (synthetic := data.synthetic(recipe)) is None else [synthetic])
+    batch = Batch.concatenate(parts)
+    if recipe.kind == "pixels":
+        x, query = (each.reshape(len(each), -1).astype(np.float32) / 255 for each in (batch.images, images))
+    else:
+        embed = data.features if recipe.start == "fresh" else data.backbone
+        assert embed is not None
+        x, query = embed(batch.images), embed(images)
+    return classical.fit_predict(recipe.model, x, batch.labels, data.spec.num_classes, [query], seed).probabilities[0]

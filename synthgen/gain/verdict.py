@@ -1,0 +1,217 @@
+"""What the figures of a study mean: the verdict, advice, and answers to a sceptic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from synthgen.gain.arms import arm_of
+from synthgen.types import ClassGain, Control, Interval, Verdict
+
+if TYPE_CHECKING:
+    from synthgen.gain.assess import Found
+
+
+def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -> tuple[Verdict, tuple[str, ...]]:
+    """use: every interval lies above 0. reject: one of them stays below a gain worth having. Else more evidence is needed.
+
+    All have to hold, so they need no correction for being several (an intersection-union test, Berger 1982).
+
+    Args:
+        intervals: the decisive ones, that against the strongest real-only arm first; at least one.
+        smallest_gain: in points.
+        num_test: test images.
+    """
+    first, *others = [i for i in intervals if not i.baseline.endswith("trainval")]
+    reasons = [
+        f"{i.arm} against {i.baseline}: {i.difference:+.2f} points of test accuracy "
+        f"(95% interval {i.low:+.2f} to {i.high:+.2f}, {i.seeds} seeds, {num_test} test images)"
+        for i in (first, *(i for i in intervals if i.baseline.endswith("trainval")))
+    ]
+    if others:
+        least = min(others, key=lambda i: i.low)
+        reasons.append(
+            f"val can't tell {len(others)} other real-only arm{'s' * (len(others) > 1)} from {first.baseline}: the least against "
+            f"them is {_said(least)}"
+        )
+    if intervals and all(i.low > 0 for i in intervals):
+        return "use", tuple(reasons)
+    hopeless = [i for i in intervals if i.low <= 0 and i.high < max(smallest_gain, 1e-12)]
+    if hopeless:
+        worst = min(hopeless, key=lambda i: i.high)
+        harm = "it harms" if worst.high < 0 else f"it can't bring {smallest_gain} points, the smallest gain worth having"
+        return "reject", (*reasons, f"{worst.arm} doesn't beat {worst.baseline}: {harm}")
+    for i in sorted((i for i in intervals if i.low <= 0), key=lambda i: i.low)[:2]:
+        if i.seeds_needed is None:
+            more = f"{num_test} test images are too few to settle a difference of {i.difference:+.2f}, whatever the seeds"
+        else:
+            wanted = max(i.seeds_needed, i.seeds + 1)
+            more = f"a true difference of {i.difference:+.2f} would need about {wanted} seeds, {wanted - i.seeds} more"
+        reasons.append(f"{i.arm} against {i.baseline} is open: {more}")
+    return "insufficient evidence", tuple(reasons)
+
+
+def losers(classes: Sequence[ClassGain], decision: Verdict) -> tuple[str, ...]:
+    """A warning for each class or group that loses, whatever the whole does."""
+    return tuple(
+        f"{'although the whole gains, ' if decision == 'use' else ''}the {c.kind} {c.name!r} loses {-c.difference:.2f} points "
+        f"(95% interval {c.low:+.2f} to {c.high:+.2f}, {c.num_test} test images)"
+        for c in classes
+        if c.harmed
+    )
+
+
+def advice(found: Found) -> tuple[str, ...]:
+    """What to do next: the arm to use, the best for its cost, classes to collect, when to stop."""
+    study, lines = found.study, []
+    judged = [arm for arm in study.votes if arm_of(arm).judged]
+    lines.append(_best_per_cost(found, [arm for arm in judged if not arm_of(arm).synthetic]))
+    made = found.setting.data.made_in_s
+    gain = found.interval(study.single_synthetic, study.single_real)
+    if gain is not None:
+        per_minute = gain.difference / max(1e-9, (made + found.seconds(gain.arm)) / 60)
+        lines.append(
+            f"{gain.arm} brings {gain.difference:+.2f} points over {gain.baseline} for {made:.0f} s of generator and gate and "
+            f"{found.seconds(gain.arm):.1f} s a network: {per_minute:+.2f} points a minute"
+        )
+    curve = found.curve
+    if curve is not None and curve.next_gain is not None:
+        value, low, high = curve.next_gain
+        lines.append(
+            f"{curve.next_images} more labelled real images would bring about {value:+.1f} points "
+            f"({low:+.1f} to {high:+.1f}, by the fitted curve)"
+        )
+        if high < found.setting.gain.smallest_gain:
+            lines.append(
+                "more real images of this kind hardly help any more: better labels, resolution or another task definition"
+            )
+    if found.needs is not None:
+        ranked = [(n, name) for n, name in zip(found.needs, found.setting.data.spec.class_names, strict=True) if n is not None]
+        first = [(n, name) for n, name in sorted(ranked, key=lambda item: -item[0][0])[:3] if n[0] > 0]
+        if first:
+            named = ", ".join(f"{name} ({n[0]:+.1f}, {n[1]:+.1f} to {n[2]:+.1f})" for n, name in first)
+            lines.append(
+                f"classes that would gain most recall from the next {found.setting.gain.next_images} real images: {named}"
+            )
+    active = [arm for arm in study.votes if arm_of(arm).role == "active"]
+    if len(active) > 1:
+        best = max(active, key=found.accuracy)
+        lines.append(
+            f"of {found.setting.gain.acquire} images to label next, {best.removeprefix('active_')} would have found the best "
+            f"({found.accuracy(best):.1f}% after labelling, simulated)"
+        )
+    return tuple(line for line in lines if line)
+
+
+def _best_per_cost(found: Found, arms: Sequence[str]) -> str:
+    """The cheapest real-only arm whose interval against the strongest covers 0."""
+    best = found.study.best_real
+    equal = [best]
+    for arm in arms:
+        against = found.interval(arm, best)
+        if against is not None and against.high >= 0:
+            equal.append(arm)
+    cheapest = min(equal, key=found.seconds)
+    text = f"strongest of real images alone: {best}, {found.accuracy(best):.1f}% for {found.seconds(best):.1f} s"
+    if cheapest == best:
+        return text
+    return f"{text}; {cheapest} isn't told apart from it, {found.accuracy(cheapest):.1f}% for {found.seconds(cheapest):.1f} s"
+
+
+def controls(found: Found, decisive: Sequence[tuple[str, str]]) -> tuple[Control, ...]:
+    """What a sceptic asks: more labels, more steps, copies, a teacher's doing, leakage, luck, cost."""
+    asked = [
+        _equal_information(found),
+        _equal_steps(found),
+        _copies(found),
+        _teacher(found),
+        _near_duplicates(found, decisive[0]),
+        _ceiling(found),
+        _cost(found),
+        _luck(found, decisive),
+    ]
+    return tuple(control for control in asked if control is not None)
+
+
+def _said(i: Interval) -> str:
+    return f"{i.arm} against {i.baseline} {i.difference:+.2f} points ({i.low:+.2f} to {i.high:+.2f})"
+
+
+def _equal_information(found: Found) -> Control | None:
+    i = found.interval("synthetic_trainval", "real_trainval")
+    if i is None:
+        return None
+    question = "What if real-only training may use every labelled image that generator, gate or selection saw?"
+    return Control(question, _said(i), i.low <= 0)
+
+
+def _equal_steps(found: Found) -> Control:
+    steps = {row.steps for row in found.rows if row.steps}
+    answer = f"every network was trained for {min(steps)} steps" if len(steps) == 1 else f"steps differ: {sorted(steps)}"
+    extra = [arm for arm in ("simclr", "synthetic_pretrain") if arm in found.correct]
+    if extra:
+        answer += f"; {' and '.join(extra)} had pre-training beside"
+    return Control("Do both sides train as long?", answer, len(steps) != 1)
+
+
+def _copies(found: Found) -> Control:
+    question = "Is the gain made by copies of the training images?"
+    i = found.interval("synthetic_with_copies", "synthetic_gated")
+    if i is None:
+        why = found.study.skipped.get(
+            "synthetic_with_copies", "the gate drops copies before the study; the arm with them wasn't run"
+        )
+        return Control(question, why, False)
+    return Control(question, f"with the copies left in: {_said(i)}", i.low > 0)
+
+
+def _teacher(found: Found) -> Control | None:
+    i = found.interval("synthetic_soft", "real_distilled")
+    if i is None:
+        return None
+    question = "Is it the teacher rather than the images? (the same teacher's soft labels on augmented real images)"
+    return Control(question, _said(i), i.low <= 0)
+
+
+def _near_duplicates(found: Found, pair: tuple[str, str]) -> Control:
+    question = "Does the test set hold near duplicates of training images?"
+    near = np.array([key in found.test.near for key in found.test.images.keys])
+    if not near.any():
+        return Control(question, "no test image has a near duplicate among the real images that arms may see", False)
+    if near.all():
+        return Control(question, "every test image has one: the test set says nothing about unseen images", True)
+    arm, base = (100 * found.correct[name][:, ~near].mean() for name in pair)
+    answer = f"{int(near.sum())} have one; without them {pair[0]} against {pair[1]} is {arm - base:+.2f} points"
+    return Control(question, answer, bool(arm <= base))
+
+
+def _ceiling(found: Found) -> Control | None:
+    if "oracle" not in found.correct:
+        return None
+    i = found.interval("oracle", found.study.single_real)
+    if i is None:
+        return None
+    number = next(row.num_real for row in found.rows if row.arm == "oracle")
+    return Control(f"What would {number} real images bring instead? (simulation)", _said(i), False)
+
+
+def _cost(found: Found) -> Control | None:
+    arm = "real_committee_equal_cost"
+    i = found.interval(found.study.best_synthetic, arm) if arm in found.correct else None
+    if i is None:
+        return None
+    spent = found.setting.data.made_in_s + found.seconds(found.study.best_synthetic)
+    answer = f"{_said(i)}; it cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"
+    return Control("Would more real-only networks do as well for what generator and gate cost?", answer, i.low <= 0)
+
+
+def _luck(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
+    pairs = [found.intervals[pair] for pair in decisive]
+    answer = "; ".join(
+        f"{i.arm} against {i.baseline}: p = {i.p:.3f}, bootstrap {i.boot_low:+.2f} to {i.boot_high:+.2f}"
+        + (f", d = {i.effect_size:.2f}" if i.effect_size is not None else "")
+        for i in pairs
+    )
+    return Control("Could it be luck of seeds or test images?", answer, any(i.p > 0.05 for i in pairs))

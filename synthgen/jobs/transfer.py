@@ -1,0 +1,87 @@
+"""What the transfer arms start from: networks of another run, or a pre-trained transformer on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from synthgen import extraction, storage
+from synthgen.config.schema import FeaturesConfig
+from synthgen.errors import CheckpointError
+from synthgen.jobs.order import Order
+from synthgen.metrics import extractors
+from synthgen.models.classifier import ClassifierNetwork, FeatureLayer
+from synthgen.models.stacked import FEATURES
+from synthgen.types import DatasetSpec
+
+EXTRACTOR = "extractor.safetensors"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Pre-trained weights.
+
+    Attributes:
+        weights: those that fit the study's network, by name; None where none can (a transformer).
+        embed: images -> features (n, d), for the probe.
+        note: what was taken up and what wasn't.
+    """
+
+    weights: dict[str, Tensor] | None
+    embed: Callable[[np.ndarray], np.ndarray]
+    note: str
+
+
+def digest(folder: Path) -> str:
+    """Of the weights.
+
+    Raises:
+        CheckpointError: neither a features folder of a run nor a transformers folder.
+    """
+    if (folder / EXTRACTOR).is_file():
+        return storage.sha256_file(folder / EXTRACTOR)
+    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        return storage.sha256_file(folder / "model.safetensors")
+    raise CheckpointError(
+        f"gain.transfer={folder}: neither a run's features/ folder ({EXTRACTOR}) nor a transformers folder "
+        "(config.json, model.safetensors)"
+    )
+
+
+def read(folder: Path, order: Order, spec: DatasetSpec) -> Start:
+    """The weights in `folder`, as far as they fit.
+
+    Raises:
+        CheckpointError: no such weights, or a network for images of other channels.
+    """
+    digest(folder)
+    if not (folder / EXTRACTOR).is_file():
+        settings = FeaturesConfig(extractor="dinov2", path=str(folder))
+        extractor = extractors.load(settings)
+        return Start(None, _embed(extractor, order), "a transformer: for the linear probe alone")
+    found = load_tensors((folder / EXTRACTOR).read_bytes())
+    stem, linear = found["stages.0.weight"], found["to_features.weight"]
+    if stem.shape[1] != spec.image_shape[0]:
+        raise CheckpointError(
+            f"gain.transfer={folder}: trained on images of {stem.shape[1]} channels, here they have {spec.image_shape[0]}; "
+            "give data.channels in one of both runs"
+        )
+    classes = len(found["head.weight"])
+    theirs = DatasetSpec("pre-training", spec.image_shape, tuple(f"class {i}" for i in range(classes)), False, "")
+    network = ClassifierNetwork(len(stem), len(linear), 0.0, theirs)
+    network.load_state_dict(found)
+    mine = ClassifierNetwork(order.config.classifier.width, FEATURES, 0.0, spec).state_dict()
+    fits = {k: v for k, v in found.items() if not k.startswith("head.") and k in mine and v.shape == mine[k].shape}
+    left = [name for name in mine if name not in fits]
+    note = f"{len(fits)} of {len(mine)} tensors taken up, fresh: {', '.join(left)}"
+    extractor = extractors.domain(FeatureLayer(network.eval()), "pre-training")
+    return Start(fits or None, _embed(extractor, order), note)
+
+
+def _embed(extractor: extractors.Extractor, order: Order) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda images: extraction.embed(extractor, images, order.device)
