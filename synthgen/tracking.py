@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from synthgen.shapes import UInt8
+from synthgen.types import GainReport
 
 Mode = Literal["off", "offline", "online"]
 
@@ -74,6 +76,25 @@ class Tracker:
 
         self._try("table", send)
 
+    def gain(self, report: GainReport) -> None:
+        """A gain study: the learning curve on an axis of its own, tables of what else it found, and its summary."""
+        for name, (columns, rows) in _gain_tables(report).items():
+            self.table(f"gain/{name}", columns, rows)
+        points = report.curve.points if report.curve else ()
+
+        def send(run: Any) -> None:
+            run.define_metric("gain/curve/accuracy", step_metric="gain/curve/num_real")
+            for point in points:
+                accuracy = sum(point.accuracies) / len(point.accuracies)
+                run.log({"gain/curve/accuracy": accuracy, "gain/curve/num_real": point.num_real})
+
+        if points:
+            self._try("gain", send)
+        first = next((i for i in report.intervals if (i.arm, i.baseline) == next(iter(report.decisive), None)), None)
+        found = {"verdict": report.verdict, "best_real": report.best_real, "best_synthetic": report.best_synthetic}
+        figures = {"difference": first.difference, "low": first.low, "high": first.high} if first else {}
+        self.summary({f"gain/{name}": value for name, value in (found | figures).items()})
+
     def artifact(self, name: str, kind: str, folder: Path) -> None:
         """All files of a folder as an artifact; they are sent from where they are, not copied."""
 
@@ -124,6 +145,20 @@ def open_run(mode: Mode, project: str, name: str, folder: Path, config: Mapping[
         tracker.finish(failed=True)
         raise
     tracker.finish()
+
+
+def _gain_tables(report: GainReport) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Name -> columns and rows; a part that the study hasn't is left out."""
+    curve = report.curve
+    found: dict[str, list[dict[str, Any]]] = {
+        "intervals": [asdict(i) | {"decisive": (i.arm, i.baseline) in report.decisive} for i in report.intervals],
+        "exchange": [asdict(e) for e in curve.exchange] if curve else [],
+        "controls": [asdict(control) for control in report.controls],
+        "classes": [asdict(c) for c in report.classes],
+        "advice": [{"advice": line} for line in report.advice],
+        "skipped": [{"arm": arm, "reason": why} for arm, why in report.skipped.items()],
+    }
+    return {name: (list(rows[0]), [list(row.values()) for row in rows]) for name, rows in found.items() if rows}
 
 
 def _start(mode: Mode, project: str, name: str, folder: Path, config: Mapping[str, Any]) -> Any:

@@ -258,6 +258,18 @@ class GateConfig(Section):
     )
 
 
+class PoolConfig(Section):
+    """What is done with unlabelled images beside the labelled ones (split.pool, data.unlabelled)."""
+
+    train: bool = Field(
+        False,
+        description="the generator is trained on the pool too, with the labels of a committee of real-only classifiers where it "
+        "is sure (DPT). Classifiers of the study may use the pool anyway",
+    )
+    confidence: Share = Field(0.8, description="lowest mean probability of the committee for an image to be taken")
+    rounds: PositiveInt = Field(2, description="rounds; each committee but the first learns from the one before")
+
+
 class ExportConfig(Section):
     """What leaves the factory."""
 
@@ -332,6 +344,7 @@ class RunConfig(Section):
     looks: LooksConfig = Field(default_factory=LooksConfig)
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
+    pool: PoolConfig = Field(default_factory=PoolConfig)
     generate: GenerateConfig = Field(default_factory=GenerateConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)

@@ -93,7 +93,7 @@ class Stack(Dataset):
         for number in range(len(self.sources)):
             places = [self._places(number, network, step) for network in range(len(self.seeds))]
             rows = torch.stack([rows[at] for rows, at in zip(self.rows[number], places, strict=True)])
-            found = to_float(self.images[number][rows])
+            found = to_float(self.images[number][rows.flatten()]).unflatten(0, rows.shape)
             own = self.targets[number]
             if own is None:
                 unlabelled = found

@@ -46,7 +46,9 @@ def paired_interval(
     twice, so it errs on the wide side). Student's t with Satterthwaite's degrees of freedom.
 
     The bootstrap resamples seeds and images, each with replacement (Owen 2007), and is read by `bca_limits`. It sees
-    skewness, but of few seeds its spread is short by sqrt((s - 1) / s) and it knows no t: with 3 seeds trust the t.
+    skewness, but of few seeds its spread is short by sqrt((s - 1) / s) and it knows no t. An arm against itself at other
+    seeds, simulated: 3-6% are significant by the t; by BCa as few where single images vary most, but 12% of 10 seeds and
+    22% of 3 to 5 where whole seeds do.
 
     Without any variance both intervals are the difference itself, and p is 1 for no difference, 0 for one.
 
@@ -121,7 +123,7 @@ def _bootstrap_limits(differences: Float[np.ndarray, "s n"]) -> tuple[float, flo
 def bca_limits(
     resampled: Float[np.ndarray, " b"], estimate: float, influences: Sequence[Float[np.ndarray, " _"]]
 ) -> tuple[float, float]:
-    """95% limits of an estimate, bias-corrected and accelerated (Efron 1987; DiCiccio & Efron 1996, eq. 2.3).
+    """95% limits of an estimate, bias-corrected and accelerated (Efron 1987; DiCiccio & Efron 1996, section 2).
 
     The acceleration is that of several samples (Davison & Hinkley 1997, section 5.3.2): with l_kj the influence of member
     j of sample k, a = (sum_k sum_j l_kj^3 / n_k^3) / 6 / (sum_k sum_j l_kj^2 / n_k^2)^1.5. Here the samples are the seeds

@@ -66,16 +66,23 @@ class Real:
     """The real images, each set in its one role.
 
     Attributes:
-        train: labelled; what the generator saw. Copies are looked for here.
+        train: labelled; what the generator saw.
         val: labelled, held out from the generator, the extractor and the judges.
         reference: held out as well; labels may be `UNLABELLED`. Candidates are compared with it.
         blurred: features of the reference images under a 3x3 binomial filter, in the same order: what a known defect costs.
+        seen: train and whatever else the generator saw, where it saw more.
     """
 
     train: Evidence
     val: Evidence
     reference: Evidence
     blurred: FeatureSet
+    seen: Evidence | None = None
+
+    @property
+    def copied(self) -> Evidence:
+        """Where copies are looked for: all that the generator saw."""
+        return self.train if self.seen is None else self.seen
 
 
 def check(candidates: Evidence, real: Real) -> None:

@@ -76,7 +76,7 @@ def find(candidates: Evidence, real: Real, config: GateConfig, device: str = "cp
     check(candidates, real)
     reference, size = real.reference, draw_size(real)
     match = copy_ratio(
-        candidates.images, real.train.images, reference.images, size, config.search_px, config.search_flip, device=device
+        candidates.images, real.copied.images, reference.images, size, config.search_px, config.search_flip, device=device
     )
     expected = expected_distance(candidates.images, reference.images, size).numpy()
     signals = {
@@ -102,7 +102,7 @@ def null(real: Real, config: GateConfig, device: str = "cpu") -> Signals:
 
     def copy(images: UInt8[np.ndarray, "n c h w"], exclude_self: bool) -> Float[np.ndarray, " n"]:
         return (
-            copy_ratio(images, real.train.images, reference.images, size, *search, exclude_self=exclude_self, device=device)
+            copy_ratio(images, real.copied.images, reference.images, size, *search, exclude_self=exclude_self, device=device)
             .ratio.double()
             .numpy()
         )
@@ -136,7 +136,7 @@ def is_bad(family: str, values: Float[np.ndarray, " n"], threshold: float) -> Bo
 
 def draw_size(real: Real) -> int:
     """How many held-out images stand against the training images: as many, or half the reference if that is fewer."""
-    return max(1, min(len(real.train), len(real.reference) // 2))
+    return max(1, min(len(real.copied), len(real.reference) // 2))
 
 
 def support(queries: Evidence, reference: Evidence, k: int, exclude_self: bool = False) -> Float[np.ndarray, " n"]:
@@ -220,7 +220,7 @@ def mahalanobis(
 
 
 def _feature_copy(evidence: Evidence, real: Real, size: int, exclude_self: bool = False) -> Float[np.ndarray, " n"]:
-    own, train, held_out = (e.features.features for e in (evidence, real.train, real.reference))
+    own, train, held_out = (e.features.features for e in (evidence, real.copied, real.reference))
     return feature_copy_ratio(own, train, held_out, size, exclude_self).ratio.double().numpy()
 
 

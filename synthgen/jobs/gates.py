@@ -19,6 +19,7 @@ from synthgen.gate import filters, judge
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.least import LEAST
 from synthgen.gate.sensitivity import planted_recall
+from synthgen.jobs import pools
 from synthgen.jobs.candidates import label_plan, load_candidates
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
@@ -132,6 +133,8 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
     plan = label_plan(candidates, split.spec)
     settings = _settings(order, ("gate", "features", "seed"), NEVER_CHANGE_A_BYTE)
     inputs = {"split": split.digest, "features": storage.folder_digest(networks), "candidates": digest}
+    if config.pool.train:
+        inputs["pool"] = storage.folder_digest(pools.folder_of(split))
     if config.features.extractor != "domain":
         inputs["extractor"] = extractors.check(config.features)
     with order.stage(out, f"gate {name}", settings, inputs) as work:
@@ -148,7 +151,7 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
             report = judge.judge(evidence, real, sifted, config.gate, split.spec.class_names, config.seed, planted, plan)
             order.progress.advance(f"gate {name}")
             work.write_json("gate.json", report.to_json())
-            keys = real.train.features.keys
+            keys = real.copied.features.keys
             columns: dict[str, Any] = {"key": list(batch.keys), "label": batch.labels}
             columns |= sifted.signals
             columns |= {"nearest": [keys[int(i)] for i in sifted.nearest], "nearest_distance": sifted.nearest_distance}
@@ -324,7 +327,8 @@ class Judging:
 
     def real(self) -> Real:
         train, val, reference = (self.evidence(self.split.role(role), role) for role in DETECTOR_ROLES)
-        return Real(train, val, reference, self.features(self.blurred()))
+        seen = self.evidence(pools.with_pool(self.order, self.split)) if self.order.config.pool.train else None
+        return Real(train, val, reference, self.features(self.blurred()), seen)
 
 
 def _judge_network(config: RunConfig, spec: DatasetSpec, seed: int) -> Classifier:

@@ -14,7 +14,7 @@ import torch
 
 from synthgen import models, sampling, storage, training
 from synthgen.errors import CheckpointError
-from synthgen.jobs import pretrained
+from synthgen.jobs import pools, pretrained
 from synthgen.jobs.gates import Judging, num_candidates
 from synthgen.jobs.looks import Looker, check_looks, look_steps, seen_with
 from synthgen.jobs.order import CANDIDATES, CHECKPOINT, Order
@@ -41,6 +41,8 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
     settings = {"model": own.model_dump(mode="json", exclude={"init_from"}), "device": order.device}
     settings |= order.section("augment", "seed", "precision", "looks")
     inputs = {"split": split.digest}
+    if config.pool.train:
+        inputs["pool"] = storage.folder_digest(pools.folder_of(split))
     if own.init_from:
         inputs["init_from"] = pretrained.digest(Path(own.init_from))
     if config.looks.times:
@@ -56,7 +58,7 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
             looks = training.Looks(looker, when, config.looks.tolerance) if looker else None
             done = training.fit(
                 generator,
-                [(split.on_disk("train"), own.batch_size)],
+                [(pools.with_pool(order, split) if config.pool.train else split.on_disk("train"), own.batch_size)],
                 steps=own.steps,
                 seed=config.seed,
                 task=f"train {model}",
@@ -170,7 +172,7 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
 
 def _label_plan(order: Order, split: Split, networks: Path) -> np.ndarray:
     """Which class each candidate gets; the errors of "weak" are those of the real-only judges on val."""
-    config, labels = order.config.generate, split.role("train").labels
+    config, labels = order.config.generate, split.on_disk("train").labels
     errors = None
     if config.labels == "weak":
         val = split.role("val")

@@ -15,6 +15,7 @@ from synthgen.choice import Finding
 from synthgen.config.schema import RunConfig
 from synthgen.data.transforms import to_float
 from synthgen.errors import DataError
+from synthgen.jobs import pools
 from synthgen.jobs.gates import Judging
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
@@ -43,7 +44,7 @@ class Looker:
 
     def __init__(self, order: Order, split: Split, networks: Path) -> None:
         config = order.config
-        self.order, self.config, self.spec, self.train = order, config, split.spec, split.role("train")
+        self.order, self.config, self.spec, self.train = order, config, split.spec, pools.with_pool(order, split)
         self.seconds = 0.0
         judging = Judging(order, split, networks)
         self.extractor = judging.extractor
@@ -51,7 +52,8 @@ class Looker:
         self.reference = judging.features(reference).features
         self.held_out = self._some(reference, "held-out")
         self.val = self._some(val.take(val.labels >= 0), "val")
-        self.labels = sampling.label_plan(self.train.labels, split.spec.num_classes, config.looks.num, "match", config.seed)
+        own = split.on_disk("train").labels
+        self.labels = sampling.label_plan(own, split.spec.num_classes, config.looks.num, "match", config.seed)
         self.seed = OTHER_NOISE + config.seed
         self.size = max(1, min(len(self.train), len(self.held_out) // 2))
         null = self._ratios(self.held_out.images, exclude_self=True)

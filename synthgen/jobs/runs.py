@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from synthgen.jobs.gains import Contest, Judged, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
 from synthgen.jobs.generators import check_generator, generate, train
 from synthgen.jobs.order import CANDIDATES, Order
+from synthgen.jobs.pools import label_pool
 from synthgen.jobs.real import Split, audit, open_or_make_split, write_config
 from synthgen.report import build
 from synthgen.shards import manifest, raw
@@ -52,6 +53,9 @@ def train_one(order: Order, data: Path, model: str, out: Path) -> None:
         check_extractor(order)
         with storage.lock(data / "features"), Pool(order.workers) as pool:
             features(order, split, data / "features", pool)
+    if order.config.pool.train:
+        with storage.lock(data / "pool"):
+            label_pool(order, split, data / "pool")
     train(order, split, data / "features", model, out)
 
 
@@ -92,6 +96,8 @@ def run(order: Order, out: Path) -> dict[str, Any]:
             check_generator(order, split, model)
         quiet = replace(order, progress=Silent())
         features(order, split, out / "features", pool)
+        if config.pool.train:
+            label_pool(order, split, out / "pool")
         longest_first = sorted(config.models, key=lambda model: LONGEST.index(model) if model in LONGEST else -1)
         _map(pool, _make_candidates, [_GeneratorTask(quiet, split, out, m) for m in longest_first], "candidates", order.progress)
         _map(pool, _gate_candidates, [_GeneratorTask(quiet, split, out, m) for m in config.models], "gate", order.progress)
@@ -103,6 +109,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
             others = [name for name in config.models if name != chosen] if config.gain.study == "full" else []
             judged = [Judged.of(order, split, name, *folders[name]) for name in (chosen, *others)]
             made = sum(storage.seconds(out / stage / chosen) for stage in ("train", "candidates", "gate"))
+            made += storage.seconds(out / "pool") if config.pool.train else 0.0
             made += storage.seconds(out / "features")
             contest = Contest.of(order, split, judged[0], judged[1:], out / "features", made)
             report = gain(order, contest, out / "gain", pool)
@@ -210,30 +217,54 @@ def conclude(gates: Mapping[str, GateReport], chosen: str | None, report: GainRe
 
 
 def summarise_arms(report: GainReport) -> dict[str, Any]:
-    """Arm -> mean test accuracy with its interval over seeds, and its paired difference to the strongest real-only arm."""
+    """Arm -> what it was trained on, its scores (means over seeds), cost, and its paired difference to the strongest
+    real-only arm; None for what an arm hasn't."""
     against = {i.arm: i for i in report.intervals if i.baseline == report.best_real}
     summary = {}
     for arm in dict.fromkeys(row.arm for row in report.rows):
-        rows = [row for row in report.rows if row.arm == arm]
+        rows, about, recipe = [row for row in report.rows if row.arm == arm], gain_arms.arm_of(arm), report.recipes[arm]
         mean, low, high = stats.mean_interval(np.array([row.test.accuracy for row in rows]))
-        difference = against.get(arm)
+        i = against.get(arm)
+        dial = gain_arms.recipe_of(recipe).dial if about.role != "searched" else ""
         summary[arm] = {
-            "meaning": gain_arms.arm_of(arm).meaning,
-            "recipe": report.recipes[arm],
+            "meaning": about.meaning,
+            "synthetic": about.synthetic,
+            "simulation": about.role in ("oracle", "active"),
+            "recipe": recipe,
+            "dial": dial,
+            "dial_value": report.tuned.get(recipe) if dial else None,
+            "networks": rows[0].networks,
+            "num_real": rows[0].num_real,
+            "num_synthetic": rows[0].num_synthetic,
+            "seeds": len(rows),
+            "val_accuracy": _mean([row.val and row.val.accuracy for row in rows]),
             "test_accuracy": mean,
             "low": max(0.0, low),
             "high": min(1.0, high),
-            "seeds": len(rows),
-            "num_real": rows[0].num_real,
-            "num_synthetic": rows[0].num_synthetic,
-            "networks": rows[0].networks,
+            "difference": i.difference if i else 0.0,
+            "difference_low": i.low if i else 0.0,
+            "difference_high": i.high if i else 0.0,
+            "boot_low": i.boot_low if i else None,
+            "boot_high": i.boot_high if i else None,
+            "p_holm": i.p_holm if i else None,
+            "effect_size": i.effect_size if i else None,
+            "macro_f1": _mean([row.test.macro_f1 for row in rows]),
+            "worst_class": _mean([row.test.worst_class for row in rows]),
+            "worst_group": _mean([row.test.worst_group for row in rows]),
+            "ece": _mean([row.test.ece for row in rows]),
+            "clean": _mean([row.clean for row in rows]),
             "seconds": round(sum(row.seconds for row in rows), 3),
-            "difference": difference.difference if difference else 0.0,
-            "difference_low": difference.low if difference else 0.0,
-            "difference_high": difference.high if difference else 0.0,
+            "device_seconds": round(sum(row.device_seconds for row in rows), 3),
             "best_real": arm == report.best_real,
+            "best_synthetic": arm == report.best_synthetic,
         }
     return summary
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where a seed has no value."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def make_report(order: Order, out: Path) -> Path:
@@ -271,6 +302,7 @@ def _track(order: Order, out: Path, about: dict[str, Any]) -> None:
         if about["arms"]:
             columns = ["arm", *next(iter(about["arms"].values()))]
             run_log.table("gain/arms", columns, [[arm, *values.values()] for arm, values in about["arms"].items()])
+            run_log.gain(GainReport.from_json(storage.read_json(out / "gain" / "gain.json")))
         if about["shards"]:
             run_log.artifact(f"{config.name}-shards", "dataset", out / "shards")
         seconds = {f"seconds/{stage}": s for stage, s in about["seconds"].items()}

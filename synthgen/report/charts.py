@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -18,6 +19,32 @@ class Estimate(NamedTuple):
     low: float
     high: float
     decisive: bool
+    synthetic: bool = False
+    meaning: str = ""
+
+
+class Size(NamedTuple):
+    """A point of a learning curve, in percent, with its 95% interval."""
+
+    num_real: int
+    accuracy: float
+    low: float
+    high: float
+    source: str
+
+
+class Worth(NamedTuple):
+    """An accuracy in percent, and how many real images would reach it: None where that, or an end, isn't known."""
+
+    name: str
+    accuracy: float
+    equivalent: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+MARKS = {"train": "circle", "train and val": "square", "hidden labels": "diamond-open"}
+"""Where the images of a point come from, and its mark."""
 
 
 def forest(rows: Sequence[Estimate], axis: str) -> Figure:
@@ -25,8 +52,12 @@ def forest(rows: Sequence[Estimate], axis: str) -> Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for decisive, colour, size in ((False, "var(--quiet)", 9), (True, "var(--accent)", 12)):
-        chosen = [row for row in rows if row.decisive == decisive]
+    for kind, (colour, size, symbol) in {
+        "real": ("var(--quiet)", 9, "circle-open"),
+        "synthetic": ("var(--ink)", 9, "square"),
+        "decisive": ("var(--accent)", 13, "diamond"),
+    }.items():
+        chosen = [row for row in rows if ("decisive" if row.decisive else "synthetic" if row.synthetic else "real") == kind]
         if not chosen:
             continue
         figure.add_scatter(
@@ -42,20 +73,23 @@ def forest(rows: Sequence[Estimate], axis: str) -> Figure:
                 "width": 5,
             },
             mode="markers",
-            marker={"color": colour, "size": size, "symbol": "diamond" if decisive else "circle"},
-            hovertemplate="%{y}<br>%{x:+.2f} points<extra></extra>",
+            marker={"color": colour, "size": size, "symbol": symbol, "line": {"color": colour, "width": 2}},
+            customdata=[escape(row.meaning or row.name) for row in chosen],
+            hovertemplate="%{customdata}<br>%{x:+.2f} points<extra></extra>",
             showlegend=False,
         )
     figure.add_vline(x=0, line={"color": "var(--ink)", "width": 1.5})
+    crowded = len(rows) > 12
     for row in rows:  # above its line, not left of it: a phone has no room there
         figure.add_annotation(
             x=0,
             xref="paper",
             xanchor="left",
             y=escape(row.name),
-            yshift=7,
+            yshift=5 if crowded else 7,
             yanchor="bottom",
             text=escape(row.name),
+            font={"size": 12 if crowded else 13},
             showarrow=False,
         )
     names = [escape(row.name) for row in rows]
@@ -63,7 +97,124 @@ def forest(rows: Sequence[Estimate], axis: str) -> Figure:
         categoryorder="array", categoryarray=names[::-1], range=[-0.5, len(rows) - 0.2], showgrid=False, showticklabels=False
     )
     figure.update_xaxes(title=axis, gridcolor="var(--line)", zeroline=False, tickformat="+~g", tickangle=0, nticks=9)
-    return _finish(figure, height=70 + 46 * len(rows))
+    return _finish(figure, height=70 + (36 if crowded else 46) * len(rows))
+
+
+def learning(sizes: Sequence[Size], fitted: Sequence[tuple[float, float]], best: Worth | None, others: Sequence[Worth]) -> Figure:
+    """Accuracy over real images on a log axis: points with intervals, the fit, and what synthetic arms reach.
+
+    Of `best` the equivalent number of real images is marked, and its interval lies as a bar on the axis; an end that isn't
+    known lies at the edge.
+
+    Args:
+        sizes: ascending; at least one.
+        fitted: points of the curve, beyond the sizes too where that was asked for.
+        best, others: arms with synthetic images.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    known = [n for n in (best.equivalent, best.low, best.high) if n is not None and n > 0] if best else []
+    left, right = min([sizes[0].num_real, *known]), max([sizes[-1].num_real, *known])
+    left, right = left / (right / left) ** 0.06 / 1.1, right * (right / left) ** 0.06 * 1.1
+    reached = [worth.accuracy for worth in (best, *others) if worth is not None]
+    shown = [*reached, *(size.low for size in sizes), *(size.high for size in sizes)]
+    room = max(max(shown) - min(shown), 1.0)
+    bottom, top = min(shown) - 0.14 * room, max(shown) + 0.05 * room
+    for worth in others:
+        figure.add_scatter(
+            x=[left, right],
+            y=[worth.accuracy] * 2,
+            mode="lines",
+            line={"color": "var(--quiet)", "width": 1, "dash": "dot"},
+            hovertemplate=f"{escape(worth.name)}: %{{y:.2f}}%<extra></extra>",
+        )
+    inside = [pair for pair in fitted if sizes[0].num_real <= pair[0] <= sizes[-1].num_real]
+    for pairs, dash in ((inside, "solid"), (fitted, "dash")):
+        if len(pairs) > 1 and (dash == "solid" or len(fitted) > len(inside)):
+            figure.add_scatter(
+                x=[n for n, _ in pairs],
+                y=[accuracy for _, accuracy in pairs],
+                mode="lines",
+                line={"color": "var(--soft)", "width": 1.6, "dash": dash},
+                hoverinfo="skip",
+            )
+    for source in dict.fromkeys(size.source for size in sizes):
+        chosen = [size for size in sizes if size.source == source]
+        figure.add_scatter(
+            x=[size.num_real for size in chosen],
+            y=[size.accuracy for size in chosen],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [size.high - size.accuracy for size in chosen],
+                "arrayminus": [size.accuracy - size.low for size in chosen],
+                "color": "var(--ink)",
+                "thickness": 1.5,
+                "width": 4,
+            },
+            mode="markers",
+            marker={"color": "var(--ink)", "size": 9, "symbol": MARKS.get(source, "x"), "line": {"width": 2}},
+            hovertemplate=f"%{{x}} real images ({escape(source)}): %{{y:.2f}}%<extra></extra>",
+        )
+    if best is not None:
+        _mark_worth(figure, best, left, right, bottom + 0.035 * room, bottom)
+    ticks = _apart([size.num_real for size in sizes], right / left)
+    figure.update_xaxes(
+        type="log",
+        title="labelled real images (log scale)",
+        range=[math.log10(left), math.log10(right)],
+        tickvals=ticks,
+        ticktext=[f"{n:,}" for n in ticks],
+        gridcolor="var(--line)",
+        zeroline=False,
+    )
+    figure.update_yaxes(title="test accuracy", range=[bottom, top], ticksuffix="%", gridcolor="var(--line)", zeroline=False)
+    figure.update_yaxes(automargin=True)
+    figure.update_layout(showlegend=False)
+    return _finish(figure, height=400)
+
+
+def _mark_worth(figure: Any, best: Worth, left: float, right: float, bar: float, bottom: float) -> None:
+    """The arm's accuracy as a line, n' where the curve reaches it, and the interval of n' on the axis."""
+    accent = "var(--accent)"
+    said = f"{escape(best.name)}: %{{y:.2f}}%<extra></extra>"
+    line = {"color": accent, "width": 2, "dash": "dash"}
+    figure.add_scatter(x=[left, right], y=[best.accuracy] * 2, mode="lines", line=line, hovertemplate=said)
+    if best.low is not None or best.high is not None or best.equivalent is not None:
+        figure.add_scatter(
+            x=[best.low or left, best.high or right],
+            y=[bar] * 2,
+            mode="lines",
+            line={"color": accent, "width": 7},
+            opacity=0.55,
+            hovertemplate="95% interval of the equivalent: %{x:.0f}<extra></extra>",
+        )
+    if best.equivalent is not None:
+        figure.add_scatter(
+            x=[best.equivalent] * 2, y=[best.accuracy, bottom], mode="lines",
+            line={"color": accent, "width": 1.5, "dash": "dot"}, hoverinfo="skip",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[best.equivalent] * 2,
+            y=[best.accuracy, bar],
+            mode="markers",
+            marker={"color": accent, "size": [12, 9], "symbol": ["star", "diamond"]},
+            hovertemplate="worth %{x:.0f} real images<extra></extra>",
+        )
+        figure.add_annotation(
+            x=math.log10(best.equivalent), y=bar, yshift=8, yanchor="bottom", showarrow=False,
+            text=f"n\u2032 = {best.equivalent:,.0f}", font={"color": accent, "size": 13}, bgcolor="var(--paper)",
+        )  # fmt: skip
+
+
+def _apart(sizes: Sequence[int], span: float) -> list[int]:
+    """Those of the sizes whose labels have room beside each other on a log axis, the largest always."""
+    kept: list[int] = []
+    for size in reversed(sizes):
+        if not kept or math.log(kept[-1] / size) > 0.09 * math.log(span):
+            kept.append(size)
+    return kept[::-1]
 
 
 def losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:

@@ -7,16 +7,15 @@ import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from synthgen.report import charts
 from synthgen.report.audit import audit_view
 from synthgen.report.evidence import Evidence, collect
+from synthgen.report.gain import arm_names, gain_view
 from synthgen.report.samples import Sheets, generator_view
-from synthgen.report.wording import duration, interval, num, pct, signed, words
+from synthgen.report.wording import chance, duration, interval, num, pct, signed, words
 
 HEADLINES = {
     "use": "Use these samples.",
@@ -54,6 +53,8 @@ def render(evidence: Evidence) -> str:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
+        "chance": chance,
+        "named": named,
         "num": num,
         "signed": signed,
         "pct": pct,
@@ -69,9 +70,7 @@ def render(evidence: Evidence) -> str:
         explained=EXPLAINED.get(verdict.get("verdict", ""), ""),
         facts=key_facts(evidence, names),
         generators=shown,
-        names=names,
-        forest=forest(evidence, names),
-        arms=arms(verdict),
+        gain=gain_view(evidence),
         audit=audit_view(evidence, sheets),
         cost=cost(evidence.seconds),
         command=f"synthgen run {shlex.quote(evidence.name + '/config.yaml')} --out {shlex.quote(evidence.name + '-again')}",
@@ -93,7 +92,7 @@ def key_facts(evidence: Evidence, names: Mapping[str, str]) -> list[tuple[str, s
     gain = evidence.gain
     for i in gain.intervals if gain else ():
         if gain and (i.arm, i.baseline) == next(iter(gain.decisive), None):
-            compared = f"{_named(names, i.arm)}, against {_named(names, i.baseline)}"
+            compared = f"{names.get(i.arm, words(i.arm))}, against {names.get(i.baseline, words(i.baseline))}"
             said = f"95% interval {interval((i.low, i.high))}, {i.seeds} seeds. {compared}"
             facts.append(("gain", f"{signed(i.difference)} points", said))
     if best:
@@ -110,54 +109,18 @@ def key_facts(evidence: Evidence, names: Mapping[str, str]) -> list[tuple[str, s
     return facts
 
 
-# Gain, cost
-
-
-def forest(evidence: Evidence, names: Mapping[str, str]) -> dict[str, Any] | None:
-    """The differences of all arms: figure and rows; from the gain study, or else from the verdict."""
-    gain, rows = evidence.gain, []
-    decisive = gain.decisive if gain else ()
-    for i in gain.intervals if gain else ():
-        against = "" if gain and i.baseline == gain.best_real else f" (against: {_named(names, i.baseline)})"
-        row = charts.Estimate(_named(names, i.arm) + against, i.difference, i.low, i.high, (i.arm, i.baseline) in decisive)
-        rows.append(row)
-    for arm, said in (evidence.verdict.get("arms") or {}).items() if not rows else ():
-        mean, low, high = (said.get(key) for key in ("difference", "difference_low", "difference_high"))
-        if all(isinstance(figure, (int, float)) for figure in (mean, low, high)) and not said.get("best_real"):
-            rows.append(charts.Estimate(_named(names, arm), mean, low, high, False))
-    if not rows:
-        return None
-    rows.sort(key=lambda row: -row.difference)
-    return {
-        "figure": charts.forest(rows, "difference, points of test accuracy"),
-        "baseline": _named(names, gain.best_real) if gain else "the best arm of real images",
-        "intervals": sorted(gain.intervals, key=lambda i: -i.difference) if gain else [],
-        "decisive": decisive,
-    }
-
-
-def arm_names(verdict: Mapping[str, Any]) -> dict[str, str]:
-    """Arm -> what it is, in words."""
-    return {arm: str(said.get("meaning") or words(arm)) for arm, said in (verdict.get("arms") or {}).items()}
-
-
-def _named(names: Mapping[str, str], arm: str) -> str:
-    return names.get(arm, words(arm))
-
-
-def arms(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The table of arms, the most accurate first; what the verdict doesn't say is None."""
-    columns = ["test_accuracy", "low", "high", "seeds", "num_real", "num_synthetic", "seconds", "difference", "best_real"]
-    rows = [
-        {"name": name, **{column: arm.get(column) for column in columns}} for name, arm in (verdict.get("arms") or {}).items()
-    ]
-    return sorted(rows, key=lambda row: -(row["test_accuracy"] or 0))
+# Cost
 
 
 def cost(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
     """(stage, seconds, share of the longest)."""
     longest = max(seconds.values(), default=0) or 1
     return [(stage, value, value / longest) for stage, value in seconds.items()]
+
+
+def named(arm: str) -> Markup:
+    """The name of an arm, which may break after an underscore."""
+    return escape(arm).replace("_", Markup("_<wbr>"))
 
 
 def _csp_hash(script: str) -> str:

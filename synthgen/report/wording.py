@@ -42,6 +42,13 @@ def pct(value: Any, decimals: int = 1) -> str:
     return f"{100 * value:.{decimals}f}%" if isinstance(value, (int, float)) and math.isfinite(value) else "—"
 
 
+def chance(p: Any) -> str:
+    """A p-value: 0.032, or "<0.001"."""
+    if not isinstance(p, (int, float)) or not math.isfinite(p):
+        return "—"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def duration(seconds: Any) -> str:
     """Seconds as people say them: 0.42 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):

@@ -130,5 +130,11 @@ def test_disjoint_classes_of_one_source_share_no_images(tmp_path: Path, digits: 
     assert not share_images(digits.origin, "another digest")
 
 
-def test_unlabelled_images_may_be_of_any_class(patients: Split):
-    assert patients.origin == patients.source
+def test_unlabelled_images_may_be_of_any_class(tmp_path: Path):
+    images, labels = np.random.default_rng(0).integers(0, 256, (90, 8, 8), dtype=np.uint8), np.tile([0, 1, 2, 3, -1], 18)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    small = SplitConfig(train=8, val=8, reference=8, test=8)
+    source = {"source": "npz", "path": str(tmp_path / "a.npz"), "unlabelled": "-1"}
+    one, other = (made(tmp_path / name, small, classes=tuple(name), **source) for name in ("01", "23"))
+    assert len(one.role("pool")) == 18
+    assert share_images(one.origin, other.origin)

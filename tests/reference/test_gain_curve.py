@@ -273,6 +273,10 @@ def test_a_size_that_is_worse_than_the_one_before_does_not_break_the_order():
     values = exact(50, 200, 100, 400)  # 100 and 200 exchanged
     found = curve_of((50, 100, 200, 400), values, exact(300)[0])
     assert 200 < found.exchange[0].equivalent < 400
+    mean = (values[1] + values[2]) / 2
+    pooled = [curve_of((50, 100, 200, 400), values, mean + more).exchange[0].equivalent for more in (0, 0.001)]
+    assert pooled[0] == pytest.approx(100), "both are worth their mean, which 100 images reach first"
+    assert 200 < pooled[1] < 210
     assert all(isinstance(each, float) and math.isfinite(each) for each in (found.offset, found.scale, *found.next_gain))
 
 
