@@ -286,6 +286,13 @@ def configs(
             typer.echo(f"{name:<13} {head}")
 
 
+def arms(json: Json = False, debug: Debug = False) -> None:
+    """Lists the arms of the gain study: what each is, which side it stands on, what it needs."""
+    from synthgen.screen import show_arms
+
+    show_arms(json)
+
+
 TOP = ("name", "seed", "device", "precision", "workers", "tracking", "project")
 JUDGING = ("features", "classifier", "gate")
 
@@ -298,6 +305,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "export": (export, ("export",)),
     "gain": (gain, (*TOP, "data", "split", "augment", *JUDGING, "gain")),
     "report": (report, ()),
+    "arms": (arms, ()),
     "configs": (configs, ()),
 }  # fmt: skip
 """Command -> its function and the sections of the settings that it reads."""

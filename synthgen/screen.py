@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -112,23 +113,75 @@ def gate_table(gates: Mapping[str, Any]) -> Table:
 
 def arms_table(arms: Mapping[str, Any]) -> Table:
     """A row an arm: test accuracy with its interval over seeds, and the paired difference to the strongest real-only arm."""
-    table = Table(title="Test accuracy by arm, in % (95% intervals)", title_justify="left", title_style="bold")
-    for name, right in (
-        ("arm", False),
-        ("real", True),
-        ("synthetic", True),
-        ("accuracy", True),
-        ("minus strongest real-only", True),
-        ("s", True),
-    ):
-        table.add_column(name, justify="right" if right else "left")
+    title = "Test accuracy by arm, in % (95% intervals); p after Holm's correction; s a seed"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("arm", "real + synthetic", "accuracy", "minus strongest real-only", "p", "macro-F1", "worst class", "ECE", "s"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "arm")
     for name, arm in arms.items():
-        accuracy = f"{100 * arm['test_accuracy']:.2f} ({100 * arm['low']:.2f} to {100 * arm['high']:.2f})"
+        images = f"{arm['num_real']} + {arm['num_synthetic']}" if arm["num_synthetic"] else str(arm["num_real"])
+        accuracy = f"{100 * arm['test_accuracy']:.2f} ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"
         difference = f"{arm['difference']:+.2f} ({arm['difference_low']:+.2f} to {arm['difference_high']:+.2f})"
         if arm["best_real"]:
             difference = "strongest on val"
-        table.add_row(name, str(arm["num_real"]), str(arm["num_synthetic"]), accuracy, difference, f"{arm['seconds']:.0f}")
+        chance = "" if arm["p_holm"] is None else "<.001" if arm["p_holm"] < 0.001 else f"{arm['p_holm']:.3f}"
+        others = [f"{100 * arm['macro_f1']:.1f}", f"{100 * arm['worst_class']:.1f}", f"{arm['ece']:.3f}"]
+        seconds = arm["seconds"] / arm["seeds"]
+        style = "bold" if arm["best_real"] or arm["best_synthetic"] else ""
+        table.add_row(escape(name), images, accuracy, difference, chance, *others, f"{seconds:.1f}", style=style)
     return table
+
+
+def show_arms(json: bool) -> None:
+    """Every arm of the gain study: what it is, and what it needs."""
+    from synthgen.gain import arms
+
+    rows = [
+        {
+            "arm": name,
+            "meaning": arm.meaning,
+            "side": "synthetic" if arm.synthetic else "real",
+            "needs": arm_needs(name),
+            "study": "quick" if name in arms.QUICK else "full",
+        }
+        for name, arm in arms.ARMS.items()
+    ]
+    if json:
+        show_json(rows)
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in rows[0]:
+        table.add_column(column, no_wrap=column == "arm")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row.values()))
+    console = output()
+    console.print(table)
+    console.print(
+        f"gain.study=quick runs the {len(arms.QUICK)} quick ones, gain.study=full all {len(rows)} and one for each other"
+    )
+    console.print(f"generator ({arms.OTHER_GENERATOR}NAME), gain.arms=[real_aug,synthetic_gated] those that are named.")
+
+
+def arm_needs(name: str) -> str:
+    """What an arm asks for beside labelled and synthetic images; empty for nothing. The study skips it where that is missing."""
+    from synthgen.gain import arms
+
+    arm = arms.ARMS[name]
+    if arm.role in ("oracle", "active"):
+        return "hidden labels (gain.simulate=true)"
+    if arm.role == "searched":
+        return "Optuna (the extra `search`)"
+    if not arm.recipe:
+        return ""
+    recipe = arms.RECIPES[arm.recipe]
+    if recipe.start == "transfer":
+        return "pre-trained weights (gain.transfer)"
+    if recipe.kind == "features":
+        return "the gate's networks"
+    if recipe.unlabelled:
+        return "unlabelled images"
+    if recipe.times is not None and recipe.times > 1:
+        return f"{recipe.times:g} kept samples a train image"
+    return "samples dropped as copies alone" if recipe.synthetic == "with copies" else ""
 
 
 def show_json(about: Any) -> None:

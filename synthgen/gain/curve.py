@@ -97,7 +97,7 @@ def learning_curve(
     The intervals are percentiles over resampled seeds: place j of every size and every arm of as many seeds is the same
     seed, whose networks share subsets and initial weights, so the same seeds are drawn everywhere. Deviations of a
     resampled mean are widened to t(s - 1) / z * sqrt(s / (s - 1)): the interval of a mean is then Student's, where the
-    percentiles of 5 resampled seeds would cover about 85% (cf. the expanded percentiles of Hesterberg 2015). With `points_correct` and
+    percentiles of 5 resampled seeds would cover about 85% (cf. Hesterberg 2015). With `points_correct` and
     `arms_correct` test images are resampled too, the same for all; without, the interval is over seeds alone. (Simulated,
     5 seeds and 300 or 900 test images: these cover 97-100% of the truths, those over seeds alone 84-94%, least where an
     arm is better on some images and worse on others.) With 2 seeds they are too narrow: 78-90%.

@@ -89,7 +89,7 @@ def advice(found: Found) -> tuple[str, ...]:
             )
     if found.needs is not None:
         ranked = [(n, name) for n, name in zip(found.needs, found.setting.data.spec.class_names, strict=True) if n is not None]
-        first = [(n, name) for n, name in sorted(ranked, key=lambda item: -item[0][0])[:3] if n[0] > 0]
+        first = [(n, name) for n, name in sorted(ranked, key=lambda item: -item[0][0])[:3] if n[1] > 0]
         if first:
             named = ", ".join(f"{name} ({n[0]:+.1f}, {n[1]:+.1f} to {n[2]:+.1f})" for n, name in first)
             lines.append(

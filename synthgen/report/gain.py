@@ -53,9 +53,9 @@ def arm_names(verdict: Mapping[str, Any]) -> dict[str, str]:
 
 
 COLUMNS = (
-    "meaning", "synthetic", "simulation", "recipe", "dial", "dial_value", "networks", "num_real", "num_synthetic", "seeds", "val_accuracy",
-    "test_accuracy", "low", "high", "difference", "difference_low", "difference_high", "boot_low", "boot_high", "p_holm",
-    "effect_size", "macro_f1", "worst_class", "worst_group", "ece", "clean", "seconds", "device_seconds", "best_real",
+    "meaning", "synthetic", "simulation", "recipe", "dial", "dial_value", "networks", "num_real", "num_synthetic", "seeds",
+    "val_accuracy", "test_accuracy", "low", "high", "difference", "difference_low", "difference_high", "boot_low", "boot_high",
+    "p_holm", "effect_size", "macro_f1", "worst_class", "worst_group", "ece", "clean", "seconds", "device_seconds", "best_real",
     "best_synthetic",
 )  # fmt: skip
 
@@ -124,7 +124,7 @@ def curve_view(gain: GainReport | None) -> dict[str, Any] | None:
         return None
     curve = gain.curve
     sizes = [
-        charts.Size(point.num_real, *student([100 * a for a in point.accuracies]), point.source)
+        (charts.Size(point.num_real, *student([100 * a for a in point.accuracies]), point.source), len(point.accuracies))
         for point in curve.points
         if point.accuracies
     ]
@@ -137,12 +137,12 @@ def curve_view(gain: GainReport | None) -> dict[str, Any] | None:
     worths = {e.arm: charts.Worth(e.arm, reached[e.arm], e.equivalent, e.low, e.high) for e in curve.exchange if e.arm in reached}
     others = [worth for arm, worth in worths.items() if arm != best]
     outside = [n for e in curve.exchange if e.extrapolated and e.arm == best for n in (e.equivalent, e.low, e.high) if n]
-    figure = charts.learning(sizes, fitted(curve, outside), worths.get(best), others) if sizes else None
+    figure = charts.learning([size for size, _ in sizes], fitted(curve, outside), worths.get(best), others) if sizes else None
     return {
         "figure": figure,
         "report": curve,
-        "sizes": [(size, SOURCES.get(size.source, size.source), len(point.accuracies)) for size, point in zip(sizes, curve.points, strict=True)],
-        "sources": dict.fromkeys(size.source for size in sizes),
+        "sizes": [(size, SOURCES.get(size.source, size.source), num_seeds) for size, num_seeds in sizes],
+        "sources": dict.fromkeys(size.source for size, _ in sizes),
         "exchange": sorted(curve.exchange, key=lambda e: (e.arm != best, -reached.get(e.arm, 0.0))),
         "reached": reached,
         "best": best,
