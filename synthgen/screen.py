@@ -113,25 +113,24 @@ def gate_table(gates: Mapping[str, Any]) -> Table:
 
 def arms_table(arms: Mapping[str, Any]) -> Table:
     """A row an arm: test accuracy with its interval over seeds, and the paired difference to the strongest real-only arm."""
-    title = "Test accuracy by arm, in % (95% intervals); p after Holm's correction; s a seed"
+    title = "Test accuracy by arm, in %, and minus the strongest real-only arm (95% intervals; p after Holm's correction)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("arm", "real + synthetic", "accuracy", "minus strongest real-only", "p", "macro-F1", "worst class", "ECE", "s"):
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "arm")
+    for name in ("arm", "images", "accuracy", "difference", "p", "worst class", "s a seed"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name not in ("worst class", "s a seed"))
     for name, arm in arms.items():
-        images = f"{arm['num_real']} + {arm['num_synthetic']}" if arm["num_synthetic"] else str(arm["num_real"])
+        images = f"{arm['num_real']}+{arm['num_synthetic']}" if arm["num_synthetic"] else str(arm["num_real"])
         accuracy = f"{100 * arm['test_accuracy']:.2f} ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"
         difference = f"{arm['difference']:+.2f} ({arm['difference_low']:+.2f} to {arm['difference_high']:+.2f})"
         if arm["best_real"]:
             difference = "strongest on val"
         chance = "" if arm["p_holm"] is None else "<.001" if arm["p_holm"] < 0.001 else f"{arm['p_holm']:.3f}"
-        others = [f"{100 * arm['macro_f1']:.1f}", f"{100 * arm['worst_class']:.1f}", f"{arm['ece']:.3f}"]
-        seconds = arm["seconds"] / arm["seeds"]
+        worst, seconds = f"{100 * arm['worst_class']:.1f}", f"{arm['seconds'] / arm['seeds']:.1f}"
         style = "bold" if arm["best_real"] or arm["best_synthetic"] else ""
-        table.add_row(escape(name), images, accuracy, difference, chance, *others, f"{seconds:.1f}", style=style)
+        table.add_row(escape(name), images, accuracy, difference, chance, worst, seconds, style=style)
     return table
 
 
-def show_arms(json: bool) -> None:
+def show_arms(as_json: bool) -> None:
     """Every arm of the gain study: what it is, and what it needs."""
     from synthgen.gain import arms
 
@@ -145,7 +144,7 @@ def show_arms(json: bool) -> None:
         }
         for name, arm in arms.ARMS.items()
     ]
-    if json:
+    if as_json:
         show_json(rows)
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -155,10 +154,11 @@ def show_arms(json: bool) -> None:
         table.add_row(*(escape(cell) for cell in row.values()))
     console = output()
     console.print(table)
+    quick, other = len(arms.QUICK), f"{arms.OTHER_GENERATOR}NAME"
+    console.print(f"gain.study=quick runs the {quick} quick ones, gain.study=full all {len(rows)} and {other} for each other")
     console.print(
-        f"gain.study=quick runs the {len(arms.QUICK)} quick ones, gain.study=full all {len(rows)} and one for each other"
+        escape("generator, gain.arms=[real_aug,synthetic_gated] those that are named. What lacks its needs is skipped.")
     )
-    console.print(f"generator ({arms.OTHER_GENERATOR}NAME), gain.arms=[real_aug,synthetic_gated] those that are named.")
 
 
 def arm_needs(name: str) -> str:
@@ -167,21 +167,21 @@ def arm_needs(name: str) -> str:
 
     arm = arms.ARMS[name]
     if arm.role in ("oracle", "active"):
-        return "hidden labels (gain.simulate=true)"
+        return "gain.simulate=true"
     if arm.role == "searched":
-        return "Optuna (the extra `search`)"
+        return "Optuna"
     if not arm.recipe:
         return ""
     recipe = arms.RECIPES[arm.recipe]
     if recipe.start == "transfer":
-        return "pre-trained weights (gain.transfer)"
+        return "gain.transfer=FOLDER"
     if recipe.kind == "features":
         return "the gate's networks"
     if recipe.unlabelled:
         return "unlabelled images"
-    if recipe.times is not None and recipe.times > 1:
-        return f"{recipe.times:g} kept samples a train image"
-    return "samples dropped as copies alone" if recipe.synthetic == "with copies" else ""
+    if recipe.times is not None:
+        return f"{recipe.times:g} kept a train image"
+    return "samples that are copies" if recipe.synthetic == "with copies" else ""
 
 
 def show_json(about: Any) -> None:

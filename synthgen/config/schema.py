@@ -266,6 +266,10 @@ class PoolConfig(Section):
         description="the generator is trained on the pool too, with the labels of a committee of real-only classifiers where it "
         "is sure (DPT). Classifiers of the study may use the pool anyway",
     )
+    labels: Literal["train", "all"] = Field(
+        "all",
+        description="what the committee learns from: train, or all labels, val's too. Then the gain has to hold on all labelled images",
+    )
     confidence: Share = Field(0.8, description="lowest mean probability of the committee for an image to be taken")
     rounds: PositiveInt = Field(2, description="rounds; each committee but the first learns from the one before")
 
@@ -373,6 +377,12 @@ class RunConfig(Section):
             raise ValueError(f"models names a generator twice: {list(self.models)}")
         if len(set(self.export.formats)) < len(self.export.formats):
             raise ValueError(f"export.formats names a format twice: {list(self.export.formats)}")
+        if self.pool.train and self.pool.labels == "all":
+            if missing := {"real_trainval", "synthetic_trainval"} - set(self.gain.arms or ("real_trainval", "synthetic_trainval")):
+                raise ValueError(
+                    f"pool.labels=all shows the generator val's labels, so gain.arms needs {' and '.join(sorted(missing))}: "
+                    "add them, or give pool.labels=train"
+                )
         diffusion = self.generators.diffusion
         if diffusion.guidance != 1 and diffusion.label_dropout == 0:
             raise ValueError(

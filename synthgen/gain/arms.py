@@ -31,7 +31,7 @@ class Recipe:
         policy: augmentation, of `data.policies`; "" for the images as they are.
         mixing: "", mixup, cutmix or smote.
         unlabelled: what is done with unlabelled real images: nothing, labels of a real-only network where it is sure
-            (Lee 2013), or FixMatch.
+            (Lee 2013), FixMatch, or the labels that the generator had of the pool.
         synthetic: which synthetic images are mixed in: none, those that the gate kept, all candidates, those kept or dropped
             for nothing but being copies, or another generator's (its name).
         times: synthetic images for each train image; None takes them all.
@@ -48,7 +48,7 @@ class Recipe:
     labelled: Literal["train", "all", "none"] = "train"
     policy: str = "standard"
     mixing: str = ""
-    unlabelled: Literal["", "pseudo", "fixmatch"] = ""
+    unlabelled: Literal["", "pseudo", "fixmatch", "pool"] = ""
     synthetic: str = ""
     times: float | None = None
     soft: bool = False
@@ -82,6 +82,7 @@ RECIPES: dict[str, Recipe] = {
     "simclr": Recipe(start="simclr", dial="lr"),
     "transfer": Recipe(start="transfer", dial="lr"),
     "pseudo_labels": Recipe(unlabelled="pseudo", dial="confidence", values=(0.6, 0.8, 0.95)),
+    "pool_labels": Recipe(unlabelled="pool", dial="lr"),
     "fixmatch": Recipe(unlabelled="fixmatch", dial="confidence", values=(0.6, 0.8, 0.95)),
     "logistic_pixels": Recipe("pixels", "logistic", dial=""),
     "svm_pixels": Recipe("pixels", "svm", dial=""),
@@ -101,6 +102,7 @@ RECIPES: dict[str, Recipe] = {
     "synthetic_mixup": Recipe(synthetic="gated", mixing="mixup", dial="share", values=SHARES),
     "synthetic_pretrain": Recipe(synthetic="", start="synthetic", dial="lr"),
     "synthetic_pseudo": Recipe(synthetic="gated", unlabelled="pseudo", dial="share", values=SHARES),
+    "synthetic_pool": Recipe(synthetic="gated", unlabelled="pool", dial="share", values=SHARES),
     "synthetic_fixmatch": Recipe(synthetic="gated", unlabelled="fixmatch", dial="share", values=SHARES),
     "synthetic_only": Recipe(labelled="none", synthetic="gated"),
     "synthetic_only_soft": Recipe(labelled="none", synthetic="gated", soft=True),
@@ -161,6 +163,7 @@ ARMS: dict[str, Arm] = {
         transfer_probe="real, logistic regression on pre-trained features",
         transfer="real, fine-tuned from pre-trained weights",
         pseudo_labels="real, pseudo-labelled unlabelled images",
+        pool_labels="real, pool with the labels of a committee that the generator had",
         fixmatch="real, FixMatch on unlabelled images",
     ),
     "real_searched": Arm("", "real, learning rate, decay and augmentation found by a search", "searched"),
@@ -183,7 +186,8 @@ ARMS: dict[str, Arm] = {
         synthetic_soft="real, augmentation, gated synthetic with soft labels of a real-only committee",
         synthetic_mixup="real, augmentation, gated synthetic, mixup",
         synthetic_pretrain="trained on gated synthetic, then fine-tuned on real",
-        synthetic_pseudo="real, pseudo-labelled unlabelled images, gated synthetic (DPT)",
+        synthetic_pseudo="real, pseudo-labelled unlabelled images, gated synthetic",
+        synthetic_pool="real, pool with the labels that the generator had, gated synthetic (DPT)",
         synthetic_fixmatch="real, FixMatch on unlabelled images, gated synthetic",
         synthetic_only="gated synthetic alone, augmentation",
         synthetic_only_soft="gated synthetic alone, soft labels of a real-only committee",
@@ -200,6 +204,7 @@ QUICK = (
     "real_randaugment",
     "real_mixup",
     "pseudo_labels",
+    "pool_labels",
     "real_committee",
     "real_trainval",
     "oracle",
@@ -260,4 +265,5 @@ def check_arms(asked: Iterable[str] | None, study: str, others: Iterable[str] = 
         if not fixed:
             what = "with synthetic images" if synthetic else "of real images alone"
             raise ConfigError(f"gain.arms: no arm {what} that val can judge; add {example!r}")
-    return tuple(name for name in (*ARMS, *more) if name in names)
+    known = dict.fromkeys((*ARMS, *more, *(name for name in names if name.startswith(OTHER_GENERATOR))))
+    return tuple(name for name in known if name in names)  # a generator that isn't there is skipped with its reason

@@ -205,6 +205,11 @@ def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
             sources.append(Source(*guessed, left // 2))
             left -= left // 2
             num_real += round(float(np.mean([len(rows) for rows in guessed[1]])))
+    if recipe.unlabelled == "pool":
+        assert data.pool_labels is not None
+        sources.append(Source.shared(data.pool_labels.images, one_hot(data.pool_labels.labels, classes), s, left // 2))
+        left -= left // 2
+        num_real += len(data.pool_labels)
     if cell.extra == "oracle":
         more = data.simulated
         sources.append(Source.shared(more.images, one_hot(more.labels, classes), s, left // 2))
@@ -222,7 +227,10 @@ def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
         every = np.arange(len(data.unlabelled))
         sources.append(Source(data.unlabelled.images, (every,) * s, None, total))
         num_real += len(every)
-    return sources, num_real, 0 if synthetic is None else len(synthetic)
+    if recipe.start == "simclr":
+        num_real += len(data.unlabelled)
+    used = data.synthetic(recipe)
+    return sources, num_real, 0 if used is None else len(used)
 
 
 def _targets(batch: Batch, recipe: Recipe, cell: Cell, classes: int, teach: Teach | None) -> tuple[np.ndarray, ...]:
@@ -254,15 +262,16 @@ def _pseudo_labelled(
 
 
 def _sized(cell: Cell, setting: Setting, count: int) -> tuple[Source, int]:
-    """So many labelled images, of each seed its own: from train first, then from the other labelled and simulated ones."""
+    """So many labelled images, of each seed its own: from train first, then from the other labelled, then the simulated ones."""
     data, size = setting.data, int(cell.extra.split()[1])
-    beyond = Batch.concatenate([data.labelled.take(np.arange(len(data.train), len(data.labelled))), data.simulated])
-    everything = Batch.concatenate([data.train, beyond])
+    first, last = len(data.train), len(data.labelled)
+    everything = Batch.concatenate([data.labelled, data.simulated])
     rows = []
     for network in cell.networks:
-        inside = nested(data.train.labels, network.seed, "size")
-        outside = len(inside) + nested(beyond.labels, network.seed, "size beyond")
-        rows.append(np.concatenate([inside, outside])[:size])
+        inside = nested(everything.labels[:first], network.seed, "size")
+        outside = first + nested(everything.labels[first:last], network.seed, "size beyond")
+        hidden = last + nested(everything.labels[last:], network.seed, "size hidden")
+        rows.append(np.concatenate([inside, outside, hidden])[:size])
     targets = one_hot(everything.labels, data.spec.num_classes)
     return Source(everything.images, tuple(rows), tuple(targets[each] for each in rows), count), size
 
@@ -286,6 +295,7 @@ def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
     data, criterion = setting.data, cell.extra.split()[1]
     images, half = data.simulated.images, min(setting.gain.acquire, len(data.simulated)) // 2
     guesses = [teach(images, network.seed, False) for network in cell.networks]
+    of_train = [teach(data.train.images, network.seed, False) for network in cell.networks]
     chosen = [np.zeros(0, np.int64) for _ in cell.networks]
     for number in range(2):
         if number:
@@ -295,10 +305,11 @@ def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
             )
             _fit(module, sources, cell, setting, setting.classifier.steps)
             guesses = list(stacked_probabilities(module.network, images, setting.device))
+            of_train = list(stacked_probabilities(module.network, data.train.images, setting.device))
         for i, network in enumerate(cell.networks):
             left = np.setdiff1d(np.arange(len(images)), chosen[i])
             if criterion == "kcenter":
-                centres = guesses[i][chosen[i]] if len(chosen[i]) else teach(data.train.images, network.seed, False)
+                centres = np.concatenate([of_train[i], guesses[i][chosen[i]]])
                 new = left[k_center(guesses[i][left], centres, half)]
             else:
                 draws = stream(network.stream, "gain/acquire", number)

@@ -15,11 +15,14 @@ from synthgen.errors import ConfigError, DataError, did_you_mean
 from synthgen.randomness import stream
 from synthgen.shapes import Float, Int64
 
-Setting = dict[str, float]
+Setting = dict[str, int | float]
 Scorer = Callable[[np.ndarray], np.ndarray]
 
 SEARCH_ROWS = 1000
 """Most rows that the search looks at; a larger train set is searched on a stratified part of it and fitted in whole."""
+
+BOOSTED_COLUMNS = 256
+"""Most inputs of gradient boosting, drawn by the seed: its time grows with their number, for hundreds of trees."""
 
 SHARPNESS = 1.5
 """Inverse temperature of an SVM's scores where no image can be held out to measure it; about what is found on digits."""
@@ -142,14 +145,14 @@ def _search(
     model: Model, x: np.ndarray, y: np.ndarray, weight: np.ndarray, groups: np.ndarray | None, num_classes: int, seed: int
 ) -> _Choice:
     default = SHARPNESS if model.tempered else None
+    if len(np.unique(y)) == 1:
+        return _Choice(model.grid[0], default, None, "train has one class")
     note = ""
     if len(y) > SEARCH_ROWS:
         part = folds(y, -(-len(y) // SEARCH_ROWS), seed, "classical/part", groups)
         rows = np.flatnonzero(part <= 0)
         x, y, weight, groups = x[rows], y[rows], weight[rows], None if groups is None else groups[rows]
         note = f"its setting was searched on {len(rows)} of the images"
-    if len(np.unique(y)) == 1:
-        return _Choice(model.grid[0], default, None, "train has one class")
     fold = folds(y, model.folds, seed, "classical/folds", groups)
     held = fold >= 0
     if not held.any():
@@ -245,7 +248,10 @@ def _fitted_sharpness(scores: Float[np.ndarray, "n k"], y: np.ndarray, weight: n
 def _logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray, setting: Setting, seed: int) -> Scorer:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=setting["C"], max_iter=300).fit(x, y, weight).predict_proba
+    # fewer rows than inputs: the weights lie in the rows' span, so that this is exact and shorter
+    basis = np.linalg.qr(x.T)[0] if x.shape[1] > len(x) else None
+    fitted = LogisticRegression(C=setting["C"], max_iter=100).fit(x if basis is None else x @ basis, y, weight)
+    return lambda rows: fitted.predict_proba(rows if basis is None else rows @ basis)
 
 
 def _svm(x: np.ndarray, y: np.ndarray, weight: np.ndarray, setting: Setting, seed: int) -> Scorer:
@@ -276,16 +282,21 @@ def _forest(x: np.ndarray, y: np.ndarray, weight: np.ndarray, setting: Setting, 
 def _boosting(x: np.ndarray, y: np.ndarray, weight: np.ndarray, setting: Setting, seed: int) -> Scorer:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
+    columns = np.arange(x.shape[1])
+    if len(columns) > BOOSTED_COLUMNS:
+        columns = np.sort(stream(seed, "classical/columns").permutation(len(columns))[:BOOSTED_COLUMNS])
+    x = x[:, columns]
     fitted = HistGradientBoostingClassifier(
         learning_rate=setting["rate"],
-        max_iter=50,
+        max_iter=int(setting["rounds"]),
         max_leaf_nodes=int(setting["leaves"]),
         min_samples_leaf=3,  # the usual 20 would leave 50 images of 10 classes without a split
         max_features=_columns(x, 1.0) / x.shape[1],
+        max_bins=32,
         early_stopping=False,
         random_state=seed,
     ).fit(x, y, weight)
-    return fitted.predict_proba
+    return lambda rows: fitted.predict_proba(rows[:, columns])
 
 
 def _columns(x: np.ndarray, factor: float) -> int:
@@ -303,7 +314,7 @@ MODELS: dict[str, Model] = {
     "forest": Model(
         "random forest", _forest, _grid(columns=(1.0, 0.5, 2.0), leaf=(1, 3), trees=(300,)), 3, False, fewer={"trees": 50}
     ),
-    "boosting": Model("gradient boosting", _boosting, _grid(rate=(0.1, 0.2, 0.05), leaves=(4, 12)), 3, False),
+    "boosting": Model("gradient boosting", _boosting, _grid(rate=(0.1, 0.2, 0.05), leaves=(4, 12), rounds=(50,)), 3, False),
 }
 
 

@@ -24,6 +24,7 @@ class StudyData:
         pool: images without labels beside them.
         gated, ungated, with_copies: synthetic, labelled: what passed the gate, all, and what would have if copies were none.
         others: what the gate kept of each other generator.
+        pool_labels: images of the pool with the labels that the generator had of them; None where it saw no pool.
         truth: labels of reference and pool in a simulation, -1 where they aren't known either; None without one.
         features: the gate's extractor, images -> (n, d); None where there is none.
         pretrained: weights of `ClassifierNetwork` that the transfer arm starts from (some of them), or None.
@@ -40,6 +41,7 @@ class StudyData:
     ungated: Batch
     with_copies: Batch
     others: Mapping[str, Batch] = field(default_factory=dict)
+    pool_labels: Batch | None = None
     truth: np.ndarray | None = None
     features: Callable[[np.ndarray], np.ndarray] | None = None
     pretrained: Mapping[str, Tensor] | None = None
@@ -115,6 +117,8 @@ def why_not(name: str, data: StudyData) -> str:
 
 
 def _why_not(recipe: Recipe, data: StudyData) -> str:
+    if recipe.unlabelled == "pool" and data.pool_labels is None:
+        return "needs a pool that the generator was trained on: split.pool and pool.train=true"
     if recipe.unlabelled and not len(data.unlabelled):
         why = "the reference images have labels; real_trainval uses them" if data.reference_labelled else "there are none"
         return f"needs unlabelled images, and {why}"
@@ -129,9 +133,13 @@ def _why_not(recipe: Recipe, data: StudyData) -> str:
     found = data.others.get(recipe.synthetic)
     if recipe.synthetic not in ("", "gated", "ungated", "with copies") and (found is None or not len(found)):
         return (
-            f"the gate kept none of {recipe.synthetic}'s samples" if found is not None else f"no generator {recipe.synthetic!r}"
+            f"the gate kept none of {recipe.synthetic}'s samples"
+            if found is not None
+            else f"no generator {recipe.synthetic!r} beside the one studied; gain.study=full brings the others"
         )
     synthetic = data.synthetic(recipe)
+    if synthetic is not None and not len(synthetic):
+        return "there are no such samples"
     if synthetic is not None and recipe.times is not None and len(synthetic) < round(recipe.times * len(data.train)):
         return f"asks for {round(recipe.times * len(data.train))} synthetic images, and {len(data.gated)} passed the gate"
     if recipe.synthetic == "with copies" and len(data.with_copies) == len(data.gated):

@@ -113,7 +113,8 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
             study.votes["synthetic_partner"] = _votes(study, partner, gain, 1)
             study.recipes["synthetic_partner"] = partner
             _choose_single(study, setting)
-    networks = {side: study.recipes[_best_network(study, setting, side)] for side in (False, True)}
+    sides = {arm_of(arm).synthetic for arm in arms if arm_of(arm).role in ("committee", "equal cost", "trainval")}
+    networks = {side: study.recipes[_best_network(study, setting, side)] for side in sides}
     wanted: dict[str, int] = {}
     for arm in arms:
         role, side = arm_of(arm).role, arm_of(arm).synthetic
@@ -123,9 +124,16 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
             study.recipes[arm] = networks[side]
         elif role == "trainval":
             recipe = f"{networks[side]}@all"
-            study.tuned[recipe] = study.tuned.get(networks[side], 0.0)
+            if networks[side] in study.tuned:
+                study.tuned[recipe] = study.tuned[networks[side]]
             wanted[recipe], study.recipes[arm] = 1, recipe
-    _train(study, wanted, setting, train, teachers)
+    taught = {recipe: number for recipe, number in wanted.items() if recipe.endswith("@all") and recipe_of(recipe).taught}
+    _train(study, {recipe: number for recipe, number in wanted.items() if recipe not in taught}, setting, train, teachers)
+    if taught:  # with val's labels too, so that they know all that the real-only side may know
+        better = f"{TEACHER}@all"
+        study.tuned.update({better: study.tuned[TEACHER]} if TEACHER in study.tuned else {})
+        _train(study, {better: gain.committee}, setting, train, [])
+        _train(study, taught, setting, train, [cell for cell in study.trained if cell.recipe == better])
     for arm in arms:
         role = arm_of(arm).role
         if role in ("committee", "equal cost", "trainval"):

@@ -150,7 +150,7 @@ def _compared(splits: Sequence[Split], real: Real, mix: Mix | None, classes: Seq
     missing = [
         f"class {name!r}: the only candidate asked for is missing, which alone isn't held against the set" for name in alone
     ]
-    return [*in_words(mix, [c.name for c in classes], drawn, len(real.reference)), *missing]
+    return [*in_words(mix, [c.name for c in classes], drawn, real), *missing]
 
 
 def _feature_metrics(

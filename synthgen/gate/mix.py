@@ -24,6 +24,10 @@ SLACK = 0.05
 the plan that the reference lacks would leave nothing to compare. Both sides are drawn alike, so it favours neither."""
 
 
+STRANGERS = 0.1
+"""Share of images of other classes among the reference images drawn from which the report mentions them."""
+
+
 @dataclass(frozen=True)
 class LabelPlan:
     """Which classes candidates were asked for, in another mix than that of the real images.
@@ -168,14 +172,23 @@ def expected_dropped(mix: Mix, real: Real, family: str, null: Float[np.ndarray, 
     return float((weights * bad).sum() / weights.sum()) if weights.any() else 0.0
 
 
-def in_words(mix: Mix, names: Sequence[str], drawn: Int64[np.ndarray, " k"], num_reference: int) -> list[str]:
+def strangers(mix: Mix, real: Real) -> float:
+    """Share of what is drawn from the reference that is of unplanned classes, by the judges' mistakes on val and train."""
+    if mix.by_label:
+        return 0.0
+    weights = mix.of(real.val, real.train)
+    unplanned = np.isin(np.concatenate([real.val.labels, real.train.labels]), np.flatnonzero(mix.plan.counts), invert=True)
+    return float((weights * unplanned).sum() / weights.sum()) if weights.any() else 0.0
+
+
+def in_words(mix: Mix, names: Sequence[str], drawn: Int64[np.ndarray, " k"], real: Real) -> list[str]:
     """Sentences for the report: what was planned, how it was compared, and what the reference has too few of."""
-    plan, n = mix.plan, int(drawn.sum())
+    plan, n, held = mix.plan, int(drawn.sum()), len(real.reference)
     wanted = [name for name, count in zip(names, plan.counts, strict=True) if count]
     which = f"{len(wanted)} of {len(names)} classes" if len(wanted) < len(names) else f"all {len(names)} classes"
     by = "" if mix.by_label else ", by what the judges take them for, as the reference has no labels"
     told = [
-        f"labels={plan.labels} asked for {which}; sets are compared in the planned class mix{by}: twice {n} of {num_reference} "
+        f"labels={plan.labels} asked for {which}; sets are compared in the planned class mix{by}: twice {n} of {held} "
         "reference images"
     ]
     for name, planned, count in zip(names, mix.weights, drawn, strict=True):
@@ -184,4 +197,10 @@ def in_words(mix: Mix, names: Sequence[str], drawn: Int64[np.ndarray, " k"], num
                 f"class {name!r} is {count / n:.0%} of what is compared, in the planned mix it would be {planned:.0%}: "
                 "the reference has no more of it"
             )
+    others = strangers(mix, real)
+    if others >= STRANGERS:
+        told.append(
+            f"the judges mistake classes: about {others:.0%} of the reference images compared with are of classes that weren't "
+            "asked for, which may count against the candidates; a labelled reference (split.reference_labelled=true) has none"
+        )
     return told

@@ -16,16 +16,20 @@ from synthgen.gain import arms as gain_arms
 from synthgen.gain import assess, cells, study
 from synthgen.gain.cells import Cell, Network, Setting, Trained
 from synthgen.gain.data import StudyData
-from synthgen.jobs import transfer
+from synthgen.jobs import pools, transfer
 from synthgen.jobs.candidates import candidates_digest, load_candidates
 from synthgen.jobs.gates import Judging, check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
+from synthgen.shards import raw
 from synthgen.types import UNLABELLED, Batch, GainReport, Progress, Silent
 from synthgen.workers import Pool
 
 COPIES = {"copy", "feature copy"}
 """The gate's reasons that the arm with copies doesn't listen to."""
+
+SEEN = ("train", "val", "reference", "pool")
+"""Roles whose images some arm trains on, with labels or without."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Contest:
         found |= {f"other {each.name}": " ".join(each.digest) for each in self.others}
         if self.networks is not None:
             found["features"] = storage.folder_digest(self.networks)
+        if self.order.config.pool.train:
+            found["pool"] = storage.folder_digest(pools.folder_of(self.split))
         if self.order.config.gain.transfer:
             found["transfer"] = transfer.digest(Path(self.order.config.gain.transfer))
         return found
@@ -113,7 +119,7 @@ def _setting(contest: Contest) -> Setting:
         hidden = split.hidden()
         truth = np.array([hidden.get(key, UNLABELLED) for key in (*reference.keys, *pool.keys)], dtype=np.int64)
     judging = Judging(order, split, contest.networks) if contest.networks is not None else None
-    start = transfer.read(Path(order.config.gain.transfer), order, split.spec) if order.config.gain.transfer else None
+    start = transfer.read(Path(order.config.gain.transfer), order, split) if order.config.gain.transfer else None
     data = StudyData(
         spec=split.spec,
         train=split.role("train"),
@@ -124,6 +130,7 @@ def _setting(contest: Contest) -> Setting:
         ungated=ungated,
         with_copies=contest.chosen.kept(order, split, frozenset(COPIES))[0],
         others={other.name: other.kept(order, split)[0] for other in contest.others},
+        pool_labels=raw.read(pools.folder_of(split) / pools.LABELS, split.spec) if order.config.pool.train else None,
         truth=truth,
         features=judging.embed if judging is not None else None,
         pretrained=start.weights if start is not None else None,
@@ -259,7 +266,7 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
                 chosen = {"best_real_on_val": done.best_real, "best_synthetic_on_val": done.best_synthetic}
                 storage.write_json(opened, {"split": "test", "at": now, "after": after, **chosen})
             work.write_json("opened.json", storage.read_json(opened))
-            test = assess.TestSet(split.role("test"), split.groups("test"), split.near_train())
+            test = assess.TestSet(split.role("test"), split.groups("test"), split.near_train(SEEN))
             report = assess.assess(done, rounds.predictions(list(done.trained)), test, _setting(contest))
             work.write_json("gain.json", report.to_json())
     report = GainReport.from_json(storage.read_json(out / "gain.json"), str(out / "gain.json"))

@@ -68,7 +68,7 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
                 folder=out,
                 looks=looks,
             )
-            work.write_bytes(CHECKPOINT, to_bytes(generator, split.digest, split.source))
+            work.write_bytes(CHECKPOINT, to_bytes(generator, split.digest, split.origin))
             about: dict[str, Any] = {
                 "losses": {"loss": done.losses},
                 "looks": [{"step": look.step, **look.values} for look in done.looks],

@@ -14,7 +14,7 @@ from synthgen.gain.data import StudyData
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
 from synthgen.shards import raw
-from synthgen.types import Batch
+from synthgen.types import UNLABELLED, Batch
 
 LABELS = "pseudo.parquet"
 
@@ -27,7 +27,7 @@ def folder_of(split: Split) -> Path:
 def label_pool(order: Order, split: Split, out: Path) -> None:
     """Split -> out/pseudo.parquet: images of the pool with the class that a committee gives them, and out/pool.json.
 
-    In rounds: a committee learns from the train fold; each further one from train and from what the one before was sure
+    In rounds: a committee learns from the labelled images; each further one from train and from what the one before was sure
     of (Lee 2013). So do diffusion models and semi-supervised classifiers help each other (You et al. 2023, "DPT").
 
     Raises:
@@ -40,7 +40,12 @@ def label_pool(order: Order, split: Split, out: Path) -> None:
     with order.stage(out, "pool", settings, {"split": split.digest}) as work:
         if not work.done:
             none = pool.take(np.zeros(0, np.int64))
-            data = StudyData(split.spec, split.role("train"), split.role("val"), none, pool, none, none, none)
+            labelled = [split.role("train")]
+            if config.pool.labels == "all":
+                reference = split.role("reference")
+                labelled += [split.role("val"), reference.take(reference.labels != UNLABELLED)]
+            train = Batch.concatenate(labelled)
+            data = StudyData(split.spec, train, split.role("val"), none, pool, none, none, none)
             setting = Setting(data, config.classifier, config.augment, config.gain, order.device)
             order.progress.start("pool", config.pool.rounds)
             guess = _in_rounds(order, setting, pool)

@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from synthgen import storage
 from synthgen.errors import CheckpointError
 from synthgen.jobs.order import CHECKPOINT
-from synthgen.jobs.real import Split
+from synthgen.jobs.real import Split, share_images
 from synthgen.models.base import read_header
 from synthgen.models.pretrained import Pretrained, of_diffusers
 from synthgen.types import DatasetSpec
@@ -60,7 +60,7 @@ def read(path: Path, kind: str, split: Split) -> Pretrained:
     spec = DatasetSpec.from_json(about["spec"], str(path))
     ancestors = (*((str(source), str(folds)) for source, folds in about["ancestors"]), (about["source"], about["trained_on"]))
     same_images = spec.fingerprint == split.spec.fingerprint and about["trained_on"] != split.digest
-    if same_images or any(source == split.source and folds != split.digest for source, folds in ancestors if source):
+    if same_images or any(share_images(source, split.origin) and folds != split.digest for source, folds in ancestors if source):
         raise CheckpointError(
             f"init_from: {path}: it, or its own start, was trained on another split of the same images, and may have seen "
             "this one's test images; start from one that was trained on other data"

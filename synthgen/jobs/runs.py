@@ -237,7 +237,7 @@ def summarise_arms(report: GainReport) -> dict[str, Any]:
             "num_real": rows[0].num_real,
             "num_synthetic": rows[0].num_synthetic,
             "seeds": len(rows),
-            "val_accuracy": _mean([row.val and row.val.accuracy for row in rows]),
+            "val_accuracy": _mean([row.val.accuracy if row.val else None for row in rows]),
             "test_accuracy": mean,
             "low": max(0.0, low),
             "high": min(1.0, high),

@@ -14,6 +14,7 @@ from synthgen import extraction, storage
 from synthgen.config.schema import FeaturesConfig
 from synthgen.errors import CheckpointError
 from synthgen.jobs.order import Order
+from synthgen.jobs.real import Split, share_images
 from synthgen.metrics import extractors
 from synthgen.models.classifier import ClassifierNetwork, FeatureLayer
 from synthgen.models.stacked import FEATURES
@@ -53,18 +54,20 @@ def digest(folder: Path) -> str:
     )
 
 
-def read(folder: Path, order: Order, spec: DatasetSpec) -> Start:
+def read(folder: Path, order: Order, split: Split) -> Start:
     """The weights in `folder`, as far as they fit.
 
     Raises:
-        CheckpointError: no such weights, or a network for images of other channels.
+        CheckpointError: no such weights, a network for images of other channels, or one that may have seen the test images.
     """
     digest(folder)
+    spec = split.spec
     if not (folder / EXTRACTOR).is_file():
         settings = FeaturesConfig(extractor="dinov2", path=str(folder))
         extractor = extractors.load(settings)
         return Start(None, _embed(extractor, order), "a transformer: for the linear probe alone")
     found = load_tensors((folder / EXTRACTOR).read_bytes())
+    _check_unseen(folder, split)
     stem, linear = found["stages.0.weight"], found["to_features.weight"]
     if stem.shape[1] != spec.image_shape[0]:
         raise CheckpointError(
@@ -76,11 +79,26 @@ def read(folder: Path, order: Order, spec: DatasetSpec) -> Start:
     network = ClassifierNetwork(len(stem), len(linear), 0.0, theirs)
     network.load_state_dict(found)
     mine = ClassifierNetwork(order.config.classifier.width, FEATURES, 0.0, spec).state_dict()
+    mine = {name: value for name, value in mine.items() if not name.endswith("num_batches_tracked")}  # a scalar fits anything
     fits = {k: v for k, v in found.items() if not k.startswith("head.") and k in mine and v.shape == mine[k].shape}
+    if not any(name.startswith("stages.") and fits[name].ndim > 1 for name in fits):
+        fits = {}
     left = [name for name in mine if name not in fits]
     note = f"{len(fits)} of {len(mine)} tensors taken up, fresh: {', '.join(left)}"
     extractor = extractors.domain(FeatureLayer(network.eval()), "pre-training")
     return Start(fits or None, _embed(extractor, order), note)
+
+
+def _check_unseen(folder: Path, split: Split) -> None:
+    """Networks of another split of the same images have seen this one's test images."""
+    if not (folder.parent / "split").is_dir():
+        return
+    theirs = Split.open(folder.parent)
+    if theirs.digest != split.digest and share_images(theirs.origin, split.origin):
+        raise CheckpointError(
+            f"gain.transfer={folder}: trained on another split of the same images, so it may have seen this one's test images; "
+            "start from another data set, or from other classes (data.classes)"
+        )
 
 
 def _embed(extractor: extractors.Extractor, order: Order) -> Callable[[np.ndarray], np.ndarray]:

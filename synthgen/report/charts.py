@@ -90,6 +90,8 @@ def forest(rows: Sequence[Estimate], axis: str) -> Figure:
             yanchor="bottom",
             text=escape(row.name),
             font={"size": 12 if crowded else 13},
+            bgcolor="var(--paper)",
+            borderpad=0,
             showarrow=False,
         )
     names = [escape(row.name) for row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 
 from synthgen.report import charts
 from synthgen.report.evidence import Evidence
-from synthgen.report.wording import words
+from synthgen.report.wording import MINUS, words
 from synthgen.types import ClassGain, GainReport, Interval, LearningCurve
 
 CLASSES_SHOWN = 60
@@ -17,7 +17,7 @@ FIT_POINTS = 80
 SOURCES = {
     "train": "train",
     "train and val": "train, val added",
-    "hidden labels": "simulation: labels that are hidden from every other arm",
+    "hidden labels": "simulation with hidden labels",
 }
 MAKING = ("train", "candidates", "gate")
 """Stages that a generator's samples cost, beside the networks of the gate."""
@@ -91,7 +91,7 @@ def forest_view(evidence: Evidence, rows: Sequence[Mapping[str, Any]]) -> dict[s
     gain, known = evidence.gain, {row["name"]: row for row in rows}
     found = []
     for i in gain.intervals if gain else ():
-        against = "" if gain and i.baseline == gain.best_real else f" against {i.baseline}"
+        against = "" if gain and i.baseline == gain.best_real else f" {MINUS} {i.baseline}"
         decided, row = gain is not None and (i.arm, i.baseline) in gain.decisive, known.get(i.arm, {})
         meaning = f"{row.get('meaning') or words(i.arm)}{against}"
         found.append(charts.Estimate(i.arm + against, i.difference, i.low, i.high, decided, bool(row.get("synthetic")), meaning))

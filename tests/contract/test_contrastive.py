@@ -61,11 +61,16 @@ def trained(toy, spec, seeds, steps: int = 30, labels=None) -> tuple[SimCLR, lis
     return made, [loss for _, loss in found.losses]
 
 
-def test_the_loss_falls(toy, toy_spec):
-    made, losses = trained(toy, toy_spec, (0, 1), 60)
-    assert np.mean(losses[:3]) > 1.5 * np.log(23), "at the start no view is told apart: about log 23 for each network"
-    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
-    assert made.step == 60
+def test_the_loss_falls(toy_spec):
+    """12 images without anything in common, hardly changed: from log 23 a network, where no view is told apart, to half."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 1, 8, 8), dtype=np.uint8)
+    limits = AugmentConfig(flip=False, shift_px=0, rotate_deg=0, scale=0, contrast=0.1)
+    made = SimCLR(CONFIG.model_copy(update={"steps": 40}), toy_spec, (0, 1), limits)
+    shared = Stack([Source.shared(images, np.zeros((12, 3), np.float32), 2, 12)], (0, 1))
+    losses = [loss for _, loss in fit(made, shared, steps=40, seed=0, task="simclr", progress=Silent()).losses]
+    assert losses[0] == pytest.approx(2 * np.log(23), rel=0.05)
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+    assert made.step == 40
 
 
 def test_labels_are_not_looked_at(toy, toy_spec):
@@ -75,20 +80,30 @@ def test_labels_are_not_looked_at(toy, toy_spec):
         assert torch.equal(mine, theirs)
 
 
+def by_hand(toy, spec, seeds) -> SimCLR:
+    """20 steps in double precision."""
+    made, stack = SimCLR(CONFIG, spec, seeds, LIMITS).double(), batches(toy, seeds)
+    optimizer = torch.optim.AdamW([*made.network.parameters(), *made.projection.parameters()], lr=0.01)
+    made.train()
+    for step in range(20):
+        optimizer.zero_grad()
+        made.training_step(stack[step]._replace(images=stack[step].images.double()), step).backward()
+        optimizer.step()
+    return made
+
+
 def test_networks_side_by_side_equal_networks_alone(toy, toy_spec):
-    """Single precision, 10 steps: 1e-4 of the largest weight of a tensor."""
-    together, _ = trained(toy, toy_spec, (3, 1001), 10)
+    together = by_hand(toy, toy_spec, (3, 1001))
     for number, seed in enumerate((3, 1001)):
-        alone, _ = trained(toy, toy_spec, (seed,), 10)
-        fresh = SimCLR(CONFIG, toy_spec, (seed,), LIMITS)
+        alone, fresh = by_hand(toy, toy_spec, (seed,)), SimCLR(CONFIG, toy_spec, (seed,), LIMITS)
         for name, value in alone.network.get(0).items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            scale = float(value.abs().max())
-            assert float((together.network.get(number)[name] - value).abs().max()) <= 1e-4 * scale, name
-        assert torch.allclose(together.projection.weight[number], alone.projection.weight[0], atol=1e-5)
-        assert not torch.allclose(fresh.projection.weight[0], alone.projection.weight[0], atol=1e-3), "it learnt"
-        assert not torch.allclose(fresh.network.get(0)["stages.0.weight"], alone.network.get(0)["stages.0.weight"], atol=1e-3)
+            if not name.endswith("num_batches_tracked"):
+                assert torch.allclose(together.network.get(number)[name], value, rtol=1e-9, atol=1e-9), name
+        assert torch.allclose(together.projection.weight[number], alone.projection.weight[0], rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(fresh.projection.weight[0].double(), alone.projection.weight[0], atol=1e-2), "it learnt"
+        first = "stages.0.weight"
+        assert not torch.allclose(fresh.network.get(0)[first].double(), alone.network.get(0)[first], atol=1e-2)
+    assert not torch.allclose(together.projection.weight[0], together.projection.weight[1], atol=1e-2)
 
 
 def test_the_head_is_left_as_it_was(toy, toy_spec):

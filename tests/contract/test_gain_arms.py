@@ -1,31 +1,23 @@
-"""The arms of the study: one consistent table, an equal information budget, and every number from the right networks."""
+"""The table of arms: each can be looked up, tuned with the same budget, and refused or skipped with a reason."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
 
-from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
-from synthgen.errors import ConfigError, DataError
-from synthgen.gain.arms import ARMS, RECIPES, RIVAL, Recipe, StudyData, check_arms, skipped
-from synthgen.gain.study import (
-    Cell,
-    Trained,
-    _sources,
-    assess,
-    cells,
-    choose_best_real,
-    mean_probabilities,
-    predict,
-    pseudo_labelled,
-    score,
-    train_cell,
-)
-from synthgen.types import UNLABELLED, Batch, DatasetSpec, GainReport, Silent
+from synthgen.data.policies import POLICIES
+from synthgen.errors import ConfigError
+from synthgen.gain.arms import ARMS, OTHER_GENERATOR, QUICK, RECIPES, SHARES, TEACHER, Recipe, arm_of, check_arms, recipe_of
+from synthgen.gain.classical import MODELS
+from synthgen.gain.data import StudyData, nested, why_not
+from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
-CONFIG = GainConfig(seeds=2, committee=3)
+ROLES = {"", "committee", "equal cost", "trainval", "partner", "oracle", "active", "searched"}
+DIALS = {"strength", "lr", "alpha", "smoothing", "dropout", "decay", "share", "confidence"}
+SOURCES = {"", "gated", "ungated", "with copies"}
 
 
 def images(n: int, prefix: str, labels=None) -> Batch:
@@ -34,294 +26,331 @@ def images(n: int, prefix: str, labels=None) -> Batch:
     return Batch(pixels, labels.astype(np.int64), tuple(f"{prefix}-{i:03d}" for i in range(n)))
 
 
+def embed(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(len(pixels), -1)[:, :4].astype(np.float32)
+
+
 @pytest.fixture
 def data(toy_spec: DatasetSpec) -> StudyData:
-    unlabelled = images(9, "reference", np.full(9, UNLABELLED))
-    return StudyData(toy_spec, images(12, "train"), images(6, "val"), unlabelled, images(15, "gated"), images(21, "ungated"))
-
-
-def labelled(data: StudyData) -> StudyData:
-    return replace(data, reference=images(9, "reference"))
-
-
-def sure(labels, confidence: float = 0.9) -> np.ndarray:
-    """Probabilities of three classes that put `confidence` on the given one."""
-    labels = np.asarray(labels)
-    found = np.full((len(labels), 3), (1 - confidence) / 2, dtype=np.float32)
-    found[np.arange(len(labels)), labels] = confidence
-    return found
-
-
-def fake(val: np.ndarray, reference=None, seconds: float = 1.0) -> Trained:
-    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.array(7, dtype=np.int64)}
-    return Trained(weights, val, sure([0, 1]) if reference is None else reference, 12, 15, seconds)
+    """Everything that an arm may ask for."""
+    hidden = np.full(9, UNLABELLED), np.full(6, UNLABELLED)
+    return StudyData(
+        toy_spec,
+        images(12, "train"),
+        images(6, "val"),
+        images(9, "reference", hidden[0]),
+        images(6, "pool", hidden[1]),
+        gated=images(126, "gated"),
+        ungated=images(150, "ungated"),
+        with_copies=images(135, "copies"),
+        others={"gan": images(5, "gan")},
+        truth=np.arange(15) % 3,
+        features=embed,
+        pretrained={},
+        backbone=embed,
+    )
 
 
 # The table
 
 
-def test_every_arm_has_a_recipe_and_every_recipe_an_arm():
-    assert {arm.recipe for arm in ARMS.values()} == set(RECIPES)
-    assert all(arm.meaning for arm in ARMS.values())
+def test_every_arm_has_a_recipe_or_a_role():
+    for name, arm in ARMS.items():
+        assert arm.role in ROLES
+        assert arm.meaning
+        assert bool(arm.recipe) or arm.role in ROLES - {"", "oracle", "active"}, name
+        if arm.recipe:
+            assert arm.recipe in RECIPES
+    assert len({arm.meaning for arm in ARMS.values()}) == len(ARMS), "two rows of a table that read alike"
 
 
-@pytest.mark.parametrize(("baseline", "rival"), RIVAL.items())
-def test_a_rival_has_as_many_networks_and_the_same_labels(baseline, rival):
-    ours, theirs = ARMS[rival], ARMS[baseline]
-    assert ours.committee == theirs.committee
-    assert RECIPES[ours.recipe].val == RECIPES[theirs.recipe].val
-    assert RECIPES[ours.recipe].synthetic == "gated"
-    assert RECIPES[ours.recipe].real
-    assert RECIPES[theirs.recipe].synthetic == ""
-    assert RECIPES[ours.recipe].augment
+def test_every_recipe_is_an_arms():
+    assert {arm.recipe for arm in ARMS.values()} - {""} == set(RECIPES)
 
 
-def test_every_real_only_arm_has_its_rival():
-    assert set(RIVAL) == {name for name, arm in ARMS.items() if not RECIPES[arm.recipe].synthetic}
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_holds_what_it_says(name):
+    recipe = RECIPES[name]
+    assert recipe.policy in ("", *POLICIES)
+    assert recipe.mixing in ("", "mixup", "cutmix", "smote")
+    assert recipe.synthetic in SOURCES
+    assert recipe.labelled in ("train", "none")
+    if recipe.kind == "network":
+        assert not recipe.model
+        assert recipe.dial in DIALS
+        assert len(recipe.values) == 3, "val chooses among as many values for every network"
+        assert list(recipe.values) == sorted(set(recipe.values))
+    else:
+        assert recipe.model in MODELS
+        assert recipe.dial == ""
+    assert recipe.labelled == "train" or recipe.synthetic
+    with pytest.raises(FrozenInstanceError):
+        recipe.policy = "cutout"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_is_synthetic_where_its_images_are(name):
+    arm = ARMS[name]
+    if arm.recipe:
+        recipe = RECIPES[arm.recipe]
+        assert arm.synthetic == (bool(recipe.synthetic) or recipe.start == "synthetic")
+    else:
+        assert arm.synthetic == name.startswith("synthetic_")
+
+
+def test_no_two_recipes_are_the_same():
+    seen: dict[Recipe, str] = {}
+    for name, recipe in RECIPES.items():
+        assert recipe not in seen, f"{name} is {seen.get(recipe)}"
+        seen[recipe] = name
+
+
+def test_who_needs_a_teacher():
+    taught = {name for name, recipe in RECIPES.items() if recipe.taught}
+    expected = {"real_distilled", "pseudo_labels", "synthetic_soft", "synthetic_pseudo", "synthetic_only_soft"}
+    assert taught == expected
+    assert not RECIPES[TEACHER].taught
+    assert not RECIPES[TEACHER].synthetic, "a teacher knows real images alone"
+
+
+def test_arms_that_saw_val_or_hidden_labels_are_not_judged_on_val():
+    unjudged = {name for name, arm in ARMS.items() if not arm.judged}
+    assert unjudged == {
+        *("real_trainval", "synthetic_trainval", "oracle"),
+        *("active_random", "active_margin", "active_entropy", "active_kcenter"),
+    }
+
+
+def test_the_quick_study_is_a_part_of_the_full_one():
+    assert set(QUICK) < set(ARMS)
+    assert len(set(QUICK)) == len(QUICK)
+    kinds = {(arm_of(name).synthetic, arm_of(name).role) for name in QUICK}
+    for role in ("", "committee", "trainval"):
+        assert {(False, role), (True, role)} <= kinds, "like is compared with like"
+    assert check_arms(QUICK, "quick") == tuple(name for name in ARMS if name in QUICK), "it can be asked for by its names"
+
+
+# Names of recipes
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, recipe in RECIPES.items() if not recipe.synthetic and recipe.start != "synthetic"]
+)
+def test_a_partner_is_its_recipe_with_the_gated_images(name):
+    base, partner = RECIPES[name], recipe_of(f"{name}+synthetic")
+    assert partner.synthetic == "gated"
+    if base.kind == "network":
+        assert (partner.dial, partner.values) == ("share", SHARES)
+        assert replace(partner, synthetic=base.synthetic, dial=base.dial, values=base.values) == base
+    else:
+        assert replace(partner, synthetic="") == base
+
+
+@pytest.mark.parametrize("name", ["real_aug", "synthetic_gated", "fixmatch", "real_mixup+synthetic", "generator_gan"])
+def test_on_all_labelled_images(name):
+    assert recipe_of(f"{name}@all") == replace(recipe_of(name), labelled="all")
+
+
+def test_another_generators_recipe_is_that_of_the_gated_images():
+    assert recipe_of("generator_gan") == replace(RECIPES["synthetic_gated"], synthetic="gan")
+    arm = arm_of("generator_gan")
+    assert arm.synthetic
+    assert arm.judged
+    assert "gan" in arm.meaning
+    assert recipe_of(arm.recipe).synthetic == "gan"
+
+
+def test_a_recipe_that_is_none():
+    with pytest.raises(KeyError):
+        recipe_of("real_agu")
 
 
 # What is asked for
 
 
-def test_all_arms_unless_asked_and_always_in_the_tables_order():
-    assert check_arms(None) == tuple(ARMS)
-    assert check_arms(["synthetic_gated", "real_aug", "real"]) == ("real", "real_aug", "synthetic_gated")
+def test_the_studys_own_arms_unless_asked():
+    assert check_arms(None, "quick") == QUICK
+    assert check_arms(None, "full") == tuple(ARMS)
+    assert check_arms(None, "full", ["gan", "vae"]) == (*ARMS, "generator_gan", "generator_vae")
+    assert check_arms(None, "quick", ["gan"]) == QUICK
+
+
+def test_arms_asked_for_come_in_the_tables_order():
+    assert check_arms(["synthetic_gated", "real_aug", "real"], "full") == ("real", "real_aug", "synthetic_gated")
+    asked = ["generator_gan", "real_aug"]
+    assert check_arms(asked, "quick", ["gan"]) == ("real_aug", "generator_gan")
+    assert check_arms(asked, "quick", ["vae"]) == ("real_aug", "generator_gan"), "kept, to be skipped with its reason"
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (["real_agu", "synthetic_gated"], "no arm 'real_agu'; did you mean 'real_aug'"),
-        (["real_aug"], "'real_aug' needs 'synthetic_gated' to be compared with"),
-        (["real_aug", "synthetic_gated", "real_aug_committee"], "'real_aug_committee' needs 'synthetic_gated_committee'"),
-        (["real_aug_trainval", "synthetic_gated_trainval"], "no real-only arm that val can judge; add 'real_aug'"),
-        (["synthetic_gated"], "no real-only arm that val can judge"),
-        ([], "no real-only arm that val can judge"),
+        (["real_agu", "synthetic_gated"], "no arm 'real_agu'; did you mean 'real_aug'.*`synthgen arms` lists them"),
+        (["real_aug"], "no arm with synthetic images that val can judge; add 'synthetic_gated'"),
+        (["real_aug", "synthetic_committee"], "no arm with synthetic images that val can judge"),
+        (["real_aug", "synthetic_trainval"], "no arm with synthetic images that val can judge"),
+        (["synthetic_gated"], "no arm of real images alone that val can judge; add 'real_aug'"),
+        (["real_committee", "real_searched", "synthetic_gated"], "no arm of real images alone that val can judge"),
+        (["oracle", "active_margin", "synthetic_gated"], "no arm of real images alone that val can judge"),
+        ([], "no arm of real images alone that val can judge"),
     ],
 )
 def test_a_choice_that_cannot_be_judged_is_refused(asked, message):
     with pytest.raises(ConfigError, match=rf"gain\.arms: {message}"):
-        check_arms(asked)
+        check_arms(asked, "quick")
 
 
-def test_an_arm_that_the_images_do_not_allow_is_skipped_with_its_reason(data):
-    assert skipped(ARMS, data) == {}
-    assert skipped(ARMS, labelled(data)) == {"pseudo_labels": "the reference images have labels; real_aug_trainval uses them"}
-    nobody = replace(data, reference=data.reference.take(np.arange(0)))
-    assert skipped(ARMS, nobody) == {"pseudo_labels": "there are no reference images"}
-    assert skipped(["real_aug", "synthetic_gated"], nobody) == {}
+# What the images allow
 
 
-def test_a_study_that_is_left_without_a_real_only_arm_is_refused(data):
-    with pytest.raises(ConfigError, match=r"'pseudo_labels' can't run: the reference images have labels.*add 'real_aug'"):
-        skipped(["pseudo_labels", "synthetic_gated"], labelled(data))
+def none(batch: Batch) -> Batch:
+    return batch.take(np.arange(0))
 
 
-# The networks
+def test_with_everything_at_hand_no_arm_is_skipped(data):
+    assert {name: why for name in (*ARMS, "generator_gan") if (why := why_not(name, data))} == {}
 
 
-def test_the_networks_of_an_arm_are_shared_and_teachers_come_first():
-    arms = ("pseudo_labels", "synthetic_gated", "synthetic_gated_committee")
-    first, second = cells(arms, CONFIG)
-    assert set(second) == {Cell("pseudo_labels", seed, 0) for seed in range(2)}
-    gated = {Cell("synthetic_gated", seed, member) for seed in range(2) for member in range(3)}
-    teachers = {Cell("real_aug", seed, 0) for seed in range(2)}
-    assert set(first) == gated | teachers
-    assert len(first) == len(set(first))
-    assert cells(("real_aug", "synthetic_gated"), CONFIG)[1] == []
-
-
-def test_the_whole_study_trains_every_network_of_every_arm_once():
-    both = [cell for cells_of in cells(tuple(ARMS), CONFIG) for cell in cells_of]
-    needed = {(arm.recipe, seed, m) for arm in ARMS.values() for seed in range(2) for m in range(3 if arm.committee else 1)}
-    assert sorted(both) == sorted(needed)
+UNLABELLED_ARMS = {"pseudo_labels", "fixmatch", "synthetic_pseudo", "synthetic_fixmatch"}
+SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "active_kcenter"}
 
 
 @pytest.mark.parametrize(
-    ("recipe", "sizes", "counts"),
+    ("missing", "skipped", "reason"),
     [
-        ("real", [12], (12, 0)),
-        ("real_aug", [12], (12, 0)),
-        ("real_aug_trainval", [18], (18, 0)),
-        ("synthetic_gated", [12, 15], (12, 15)),
-        ("synthetic_gated_trainval", [18, 15], (18, 15)),
-        ("synthetic_ungated", [12, 21], (12, 21)),
-        ("synthetic_only", [15], (0, 15)),
+        (
+            {"features": None},
+            {"logistic_features", "svm_features"},
+            "needs the gate's extractor, and there is no features folder",
+        ),
+        ({"pretrained": None}, {"transfer"}, r"needs pre-trained weights: gain\.transfer=FOLDER"),
+        ({"backbone": None}, {"transfer_probe"}, r"needs pre-trained weights: gain\.transfer=FOLDER"),
+        ({"truth": None}, SIMULATED, r"a simulation with hidden labels wasn't asked for \(gain\.simulate=true\)"),
+        ({"truth": np.full(15, UNLABELLED)}, SIMULATED, "or there are none"),
+        ({"others": {}}, {"generator_gan"}, "no generator 'gan' beside the one studied"),
+        ({"others": {"gan": images(0, "gan")}}, {"generator_gan"}, "the gate kept none of gan's samples"),
+        ({"with_copies": images(126, "gated")}, {"synthetic_with_copies"}, "no sample was dropped for being a copy alone"),
+        ({"gated": images(119, "gated")}, {"synthetic_10x"}, "asks for 120 synthetic images, and 119 passed the gate"),
+        ({"gated": images(35, "gated")}, {"synthetic_10x", "synthetic_3x"}, "asks for (120|36) .*, and 35 passed the gate"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_an_arm_that_lacks_something_says_what(data, missing, skipped, reason):
+    lacking = replace(data, **missing)
+    found = {name: why for name in (*ARMS, "generator_gan") if (why := why_not(name, lacking))}
+    assert set(found) == skipped
+    for why in found.values():
+        assert re.search(reason, why), why
+
+
+def test_without_unlabelled_images(data):
+    nobody = replace(data, reference=none(data.reference), pool=none(data.pool), truth=None)
+    found = {name: why for name in ARMS if (why := why_not(name, nobody))}
+    assert set(found) == UNLABELLED_ARMS | SIMULATED
+    assert all(found[name] == "needs unlabelled images, and there are none" for name in UNLABELLED_ARMS)
+
+
+def test_reference_images_with_labels_are_no_unlabelled_ones(data):
+    known = replace(data, reference=images(9, "reference"), pool=none(data.pool), truth=np.arange(9) % 3)
+    found = {name: why for name in ARMS if (why := why_not(name, known))}
+    assert set(found) == UNLABELLED_ARMS | SIMULATED, "labels that everybody has simulate nothing"
+    assert all("the reference images have labels; real_trainval uses them" in found[name] for name in UNLABELLED_ARMS)
+    beside = replace(data, reference=images(9, "reference"))
+    assert {name for name in ARMS if why_not(name, beside)} == set()
+
+
+def test_without_any_sample_that_passed_the_gate(data):
+    """An arm with synthetic images but without any would be a real-only one under another name."""
+    found = {name for name in ARMS if why_not(name, replace(data, gated=none(data.gated)))}
+    gated = {name for name, arm in ARMS.items() if arm.synthetic and arm.recipe} - {"synthetic_ungated", "synthetic_with_copies"}
+    assert found == gated
+    assert why_not("synthetic_ungated", replace(data, ungated=none(data.ungated)))
+
+
+# Which images
+
+
+def test_unlabelled_images_are_the_pool_and_the_reference_nobody_labelled(data):
+    assert data.unlabelled.keys == (*data.reference.keys, *data.pool.keys)
+    assert data.labelled.keys == (*data.train.keys, *data.val.keys)
+    known = replace(data, reference=images(9, "reference"))
+    assert known.unlabelled.keys == data.pool.keys
+    assert known.labelled.keys == (*data.train.keys, *data.val.keys, *known.reference.keys)
+
+
+def test_a_simulation_has_the_hidden_labels_that_somebody_knows(data):
+    truth = np.arange(15) % 3
+    truth[[2, 11]] = UNLABELLED
+    found = replace(data, truth=truth).simulated
+    everything = (*data.reference.keys, *data.pool.keys)
+    kept = [i for i in range(15) if i not in (2, 11)]
+    assert found.keys == tuple(everything[i] for i in kept)
+    assert found.labels.tolist() == [truth[i] for i in kept]
+    pixels = np.concatenate([data.reference.images, data.pool.images])
+    assert np.array_equal(found.images, pixels[kept])
+    known = replace(data, reference=images(9, "reference"), truth=truth)
+    assert known.simulated.keys == tuple(data.pool.keys[i] for i in range(6) if i != 2), "labelled ones have nothing to hide"
+    assert len(replace(data, truth=None).simulated) == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "source", "number"),
+    [
+        ("synthetic_gated", "gated", 126),
+        ("synthetic_ungated", "ungated", 150),
+        ("synthetic_with_copies", "copies", 135),
+        ("synthetic_pretrain", "gated", 126),
+        ("synthetic_1x", "gated", 12),
+        ("synthetic_3x", "gated", 36),
+        ("synthetic_10x", "gated", 120),
+        ("generator_gan", "gan", 5),
+        ("real_mixup+synthetic", "gated", 126),
     ],
 )
-def test_a_recipe_is_made_of_the_images_it_names(data, recipe, sizes, counts):
-    sources, *found = _sources(RECIPES[recipe], data, 8, CONFIG, None)
-    assert [len(batch) for batch, _ in sources] == sizes
-    assert tuple(found) == counts
-    assert sum(rows for _, rows in sources) == 8
-    keys = {key.split("-")[0] for batch, _ in sources for key in batch.keys}
-    expected = {"train"} if RECIPES[recipe].real else set()
-    expected |= {"val"} if RECIPES[recipe].val else set()
-    assert keys == expected | ({RECIPES[recipe].synthetic} - {""})
+def test_a_recipes_synthetic_images(data, recipe, source, number):
+    found = data.synthetic(recipe_of(recipe))
+    assert found is not None
+    assert len(found) == number
+    assert {key.split("-")[0] for key in found.keys} == {source}
 
 
-def test_labelled_reference_images_belong_to_the_real_only_side_too(data):
-    sources, num_real, _ = _sources(RECIPES["real_aug_trainval"], labelled(data), 8, CONFIG, None)
-    assert num_real == len(sources[0][0]) == 12 + 6 + 9
-    _, num_real, num_synthetic = _sources(RECIPES["synthetic_gated_trainval"], labelled(data), 8, CONFIG, None)
-    assert (num_real, num_synthetic) == (27, 15)
+@pytest.mark.parametrize("recipe", ["real", "simclr", "real_distilled", "svm_pixels", "fixmatch"])
+def test_a_real_only_recipe_has_none(data, recipe):
+    assert data.synthetic(recipe_of(recipe)) is None
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.5, [4, 4]), (0.25, [6, 2]), (0.001, [7, 1]), (0.999, [1, 7])])
-def test_a_mix_keeps_its_share_and_never_loses_a_side(data, share, expected):
-    config = CONFIG.model_copy(update={"synthetic_share": share})
-    sources, *_ = _sources(RECIPES["synthetic_gated"], data, 8, config, None)
-    assert [rows for _, rows in sources] == expected
+def test_fewer_synthetic_images_are_part_of_more(data):
+    one, three, ten = (set(data.synthetic(RECIPES[f"synthetic_{n}x"]).keys) for n in (1, 3, 10))
+    assert one < three < ten < set(data.gated.keys)
+    assert np.bincount(data.synthetic(RECIPES["synthetic_1x"]).labels).tolist() == [4, 4, 4]
 
 
-def test_pseudo_labels_are_the_teachers_where_it_is_sure(data):
-    confidence = np.concatenate([sure([2, 1, 0, 1], 0.95), sure([0, 1, 2, 0, 1], 0.6)])
-    found = pseudo_labelled(data.reference, confidence, 0.8)
-    assert found.labels.tolist() == [2, 1, 0, 1]
-    assert found.keys == data.reference.keys[:4]
-    assert len(pseudo_labelled(data.reference, sure([0] * 9, 0.75), 0.75)) == 9, "the threshold itself is enough"
-    sources, num_real, _ = _sources(RECIPES["pseudo_labels"], data, 8, CONFIG, fake(sure([0]), confidence))
-    assert [(len(batch), rows) for batch, rows in sources] == [(12, 4), (4, 4)]
-    assert num_real == 16
+def test_a_recipes_real_images(data):
+    assert data.real(RECIPES["real_aug"]).keys == data.train.keys
+    assert len(data.real(RECIPES["synthetic_only"])) == 0
+    assert data.real(recipe_of("real_aug@all")).keys == data.labelled.keys
 
 
-def test_a_teacher_that_is_never_sure_leaves_the_real_images(data):
-    sources, num_real, _ = _sources(RECIPES["pseudo_labels"], data, 8, CONFIG, fake(sure([0]), sure([0] * 9, 0.4)))
-    assert [(len(batch), rows) for batch, rows in sources] == [(12, 8)]
-    assert num_real == 12
+# Nested orders
 
 
-def test_a_finished_network_comes_back_from_its_bytes():
-    whole = fake(sure([0, 1, 2]), seconds=1.25)
-    back = Trained.from_bytes(whole.to_bytes())
-    assert (back.num_real, back.num_synthetic, back.seconds) == (12, 15, 1.25)
-    for one, two in ((whole.val, back.val), (whole.reference, back.reference)):
-        assert np.array_equal(one, two)
-        assert one.dtype == two.dtype
-    assert set(back.weights) == set(whole.weights)
-    assert all(np.array_equal(back.weights[name], whole.weights[name]) for name in whole.weights)
-    assert back.weights["steps"].shape == ()
+@pytest.mark.parametrize("labels", [[0] * 30 + [1] * 20 + [2] * 10, [2, 1, 0] * 7, [0, 0, 0, 1], [5] * 4])
+def test_every_beginning_has_each_class_in_its_share(labels):
+    labels = np.array(labels)
+    order = nested(labels, 3, "x")
+    assert sorted(order) == list(range(len(labels)))
+    share = np.bincount(labels) / len(labels)
+    for size in range(1, len(labels) + 1):
+        counts = np.bincount(labels[order[:size]], minlength=len(share))
+        assert (np.abs(counts - share * size) <= 1 + 1e-9).all()
 
 
-def test_only_a_teacher_looks_at_the_reference_images(data):
-    small = ClassifierConfig(width=4, batch_size=8, steps=2)
-    options = {"teacher": None, "device": "cpu", "progress": Silent(), "task": "gain"}
-    for cell, given, shape in [
-        (Cell("real_aug", 0, 0), data, (9, 3)),
-        (Cell("real_aug", 0, 1), data, (0, 0)),
-        (Cell("synthetic_gated", 0, 0), data, (0, 0)),
-        (Cell("real_aug", 0, 0), labelled(data), (0, 0)),
-        (Cell("real_aug", 0, 0), replace(data, reference=data.reference.take(np.arange(0))), (0, 0)),
-    ]:
-        assert train_cell(cell, given, small, AugmentConfig(), CONFIG, **options).reference.shape == shape
+def test_other_seeds_and_names_have_other_orders():
+    labels = np.arange(40) % 4
+    orders = [tuple(nested(labels, seed, name)) for seed in range(3) for name in ("a", "b")]
+    assert len(set(orders)) == 6
+    assert tuple(nested(labels, 1, "a")) == orders[2]
 
 
-def test_a_trained_network_predicts_the_same_from_its_bytes(data):
-    small = ClassifierConfig(width=4, batch_size=8, steps=3)
-    options = {"teacher": None, "device": "cpu", "progress": Silent(), "task": "gain"}
-    done = train_cell(Cell("synthetic_gated", 0, 1), data, small, AugmentConfig(), CONFIG, **options)
-    assert (done.num_real, done.num_synthetic) == (12, 15)
-    assert np.allclose(done.val.sum(1), 1, atol=1e-5)
-    back = Trained.from_bytes(done.to_bytes())
-    assert np.array_equal(predict(back, data.spec, small, data.val), done.val)
-    other = train_cell(Cell("synthetic_gated", 0, 2), data, small, AugmentConfig(), CONFIG, **options)
-    assert not np.array_equal(other.val, done.val), "the members of a committee differ"
-
-
-# The choice and the record
-
-ALL = ("real", "real_aug", "real_aug_committee", "real_aug_trainval", "synthetic_gated", "synthetic_gated_committee")
-TRUTH = [0, 1, 2, 0, 1, 2]
-WRONG = [1, 2, 0, 1, 2, 0]
-
-
-def study(**right: list[int]) -> dict[Cell, Trained]:
-    """Networks whose val predictions are right at so many of 6 images: recipe -> count by (seed, member)."""
-    every = [cell for round_ in cells((*ALL, "synthetic_gated_trainval"), CONFIG) for cell in round_]
-    found = {}
-    for cell in every:
-        count = right.get(cell.recipe, [3])[(3 * cell.seed + cell.member) % len(right.get(cell.recipe, [3]))]
-        found[cell] = fake(sure(TRUTH[:count] + WRONG[count:]))
-    return found
-
-
-def test_the_strongest_real_only_arm_is_chosen_on_val(data):
-    assert choose_best_real(ALL, study(real=[4], real_aug=[5]), data.val, CONFIG) == "real_aug"
-    assert choose_best_real(ALL, study(real=[6], real_aug=[5]), data.val, CONFIG) == "real"
-
-
-def test_arms_that_trained_on_val_and_synthetic_arms_are_not_candidates(data):
-    trained = study(real=[3], real_aug=[4], real_aug_trainval=[6], synthetic_gated=[6])
-    assert choose_best_real(ALL, trained, data.val, CONFIG) == "real_aug"
-
-
-def test_a_tie_goes_to_the_smaller_loss(data):
-    for better in ("real", "real_aug"):
-        trained = study(real=[6], real_aug=[6])
-        for cell in trained:
-            if cell.recipe == better:
-                trained[cell] = replace(trained[cell], val=sure(TRUTH, 0.99))
-        assert choose_best_real(("real", "real_aug", "synthetic_gated"), trained, data.val, CONFIG) == better
-
-
-def test_the_choice_is_by_the_mean_over_seeds(data):
-    trained = study(real=[5, 0, 0, 5], real_aug=[6, 0, 0, 1])  # members 0 of both seeds: 5 and 5 against 6 and 1
-    assert choose_best_real(("real", "real_aug", "synthetic_gated"), trained, data.val, CONFIG) == "real"
-
-
-def test_a_committee_votes_by_mean_probability():
-    predictions = {Cell("real_aug", 0, 0): sure([0], 0.98)}
-    predictions |= {Cell("real_aug", 0, member): sure([1], 0.5) for member in (1, 2)}
-    vote = mean_probabilities("real_aug_committee", 0, CONFIG, predictions)
-    assert vote[0] == pytest.approx([(0.98 + 0.25 + 0.25) / 3, (0.01 + 0.5 + 0.5) / 3, (0.01 + 0.25 + 0.25) / 3], abs=1e-6)
-    assert np.array_equal(mean_probabilities("real_aug", 0, CONFIG, predictions), predictions[Cell("real_aug", 0, 0)])
-
-
-def test_the_score_is_accuracy_and_cross_entropy(data):
-    accuracy, loss = score(sure([0, 1, 2, 0, 1, 0], 0.8), data.val)
-    assert accuracy == pytest.approx(5 / 6)
-    assert loss == pytest.approx(-(5 * np.log(0.8) + np.log(0.1)) / 6, abs=1e-6)
-    assert score(np.eye(3, dtype=np.float32)[WRONG], data.val)[1] == pytest.approx(-np.log(1e-7), rel=1e-5), "finite"
-
-
-def assessed(data: StudyData, gated_right: int) -> GainReport:
-    arms = (*ALL, "synthetic_gated_trainval")
-    trained = study()
-    test = images(600, "test")
-    truth, wrong = test.labels, (test.labels + 1) % 3
-
-    def prediction(cell: Cell) -> np.ndarray:
-        right = gated_right if cell.recipe.startswith("synthetic") else 400
-        right += cell.seed  # one image's luck a seed
-        return sure(np.where(np.arange(600) < right, truth, wrong))
-
-    on_test = {cell: prediction(cell) for cell in trained}
-    return assess(arms, {"pseudo_labels": "why"}, "real_aug", trained, on_test, data.val, test, 20, CONFIG)
-
-
-@pytest.mark.parametrize(("gated_right", "verdict"), [(500, "use"), (300, "reject"), (402, "insufficient evidence")])
-def test_the_record_holds_what_decided(data, gated_right, verdict):
-    report = assessed(data, gated_right)
-    assert report.verdict == verdict
-    assert report.decisive == (("synthetic_gated", "real_aug"), ("synthetic_gated_trainval", "real_aug_trainval"))
-    assert report.skipped == {"pseudo_labels": "why"}
-    assert len(report.rows) == 7 * 2
-    found = {(i.arm, i.baseline): i for i in report.intervals}
-    assert set(report.decisive) <= set(found)
-    assert {arm for arm, baseline in found if baseline == "real_aug"} == {*ALL, "synthetic_gated_trainval"} - {"real_aug"}
-    assert found["synthetic_gated", "real_aug"].difference == pytest.approx((gated_right - 400) / 6)
-    committee = next(row for row in report.rows if row.arm == "real_aug_committee")
-    assert (committee.networks, committee.seconds, committee.steps) == (3, 3.0, 20)
-    for row in report.rows:
-        assert (row.val_accuracy is None) == row.arm.endswith("trainval")
-    assert GainReport.from_json(report.to_json()) == report
-
-
-def test_a_test_image_without_a_label_is_refused(data):
-    with pytest.raises(DataError, match="test split has images without a label"):
-        assess(("real_aug",), {}, "real_aug", {}, {}, data.val, images(3, "test", [0, UNLABELLED, 1]), 20, CONFIG)
-
-
-def test_recipes_are_frozen():
-    with pytest.raises(AttributeError):
-        Recipe().val = True  # type: ignore[misc]
+def test_the_prefix_of_another_generators_arms():
+    assert not any(name.startswith(OTHER_GENERATOR) for name in (*ARMS, *RECIPES))

@@ -21,7 +21,17 @@ from synthgen.gate.halves import draw_splits
 from synthgen.gate.intervals import share_difference, somers_d, weighted_share_difference
 from synthgen.gate.judge import judge
 from synthgen.gate.least import LEAST
-from synthgen.gate.mix import LabelPlan, crowding, effective, expected_dropped, planned_mix, side_counts, weigh
+from synthgen.gate.mix import (
+    LabelPlan,
+    crowding,
+    effective,
+    expected_dropped,
+    in_words,
+    planned_mix,
+    side_counts,
+    strangers,
+    weigh,
+)
 from synthgen.jobs.candidates import label_plan
 from synthgen.jobs.gates import check_sizes
 from synthgen.jobs.order import Order
@@ -212,6 +222,34 @@ def test_a_side_is_as_large_as_the_mix_allows(classes: list[tuple[int, int]], mo
         assert counts.sum() == most
     if counts.sum() > max(LEAST.values()) + 8:  # not a compromise
         assert 0.5 * np.abs(counts / counts.sum() - weights).sum() < 0.12
+
+
+def test_judges_that_mistake_classes_are_named_where_the_reference_has_no_labels(setting: Setting) -> None:
+    """A third of what is taken for a 9 is an 8, and 8s weren't asked for."""
+    plan = LabelPlan("fill", (0,) * 9 + (50,))
+
+    def mistaken(evidence, labels):
+        eights = np.flatnonzero(labels == 8)
+        taken = labels.copy()
+        taken[eights[: len(eights) // 2]] = 9
+        return replace(evidence, probabilities=np.eye(10)[taken])
+
+    r = setting.real
+    real = replace(
+        r,
+        train=mistaken(r.train, r.train.labels),
+        val=mistaken(r.val, r.val.labels),
+        reference=mistaken(r.reference, truth(setting)),
+    )
+    held = np.concatenate([real.val.labels, real.train.labels])
+    wrong = sum((e.labels == 8).sum() // 2 for e in (real.val, real.train))
+    found = strangers(planned_mix(plan, real), real)
+    assert found == pytest.approx(wrong / (wrong + (held == 9).sum()))
+    assert found > 0.2
+    told = in_words(planned_mix(plan, real), NAMES, np.array([0] * 9 + [20]), real)
+    assert told[-1].startswith(f"the judges mistake classes: about {found:.0%} of the reference images compared with")
+    labelled = replace(real, reference=reals(setting, "labelled").reference)
+    assert strangers(planned_mix(plan, labelled), labelled) == 0
 
 
 def test_weights_bring_rows_to_a_mix() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from synthgen import storage
 from synthgen.data.audit import AuditReport, Duplicates, LabelIssues, Offenders
 from synthgen.errors import DataError
+from synthgen.jobs.runs import summarise_arms
 from synthgen.report import page
 from synthgen.report.sprites import COLUMNS, sprite
 from synthgen.report.wording import duration, interval, num, pct, signed
@@ -24,10 +26,7 @@ from synthgen.types import (
     Batch,
     ClassFidelity,
     DatasetSpec,
-    GainReport,
-    GainRow,
     GateReport,
-    Interval,
     Metric,
     Planted,
     Provenance,
@@ -35,6 +34,7 @@ from synthgen.types import (
     Selection,
     ShardManifest,
 )
+from tests.contract.test_gain_report import gain_report
 
 ALERT = "<script>alert(1)</script>"
 SECTIONS = ["verdict", "gain", "samples", "nearest", "dropped", "gate", "training", "audit", "cost", "again"]
@@ -107,28 +107,15 @@ def fake_run(
     shards = webdataset.write(run / "shards", [(candidates.take(np.arange(len(kept))), infos)], spec, 1000)
     made_by = Provenance("a" * 64, "b" * 64, {}, "0.1.0+abc", 0, "dpmpp_2m, 12 steps", 16, "cpu", {"torch": "2.13"})
     manifest.write(run / "shards", ShardManifest(spec, tuple(shards), len(kept), {}, "accept", made_by))
-    intervals = (
-        Interval("real_aug_synthetic", "real_aug_mixup", 0.35, -0.41, 1.11, 5, 41),
-        Interval("real_aug", "real_aug_mixup", -0.2, -0.6, 0.2, 5, None),
-        Interval("real", "real_aug_mixup", -4.2, -5.1, -3.3, 5, None),
-        Interval("synthetic", "real_aug_mixup", -2.6, -4.1, -1.1, 5, None),
-        Interval("real_aug_synthetic", "real_aug_synthetic_ungated", 0.8, 0.1, 1.5, 5, None),
-    )
-    rows = (GainRow("real", 0, 50, 0, 300, 1, 0.8, 0.5, 0.81, 0.6, 2.5),)
-    gain = GainReport("insufficient evidence", ("too wide",), "real_aug_mixup", rows, intervals, {"pseudo_labels": ALERT},
-                      (("real_aug_synthetic", "real_aug_mixup"),))  # fmt: skip
+    gain = gain_report()
+    gain = replace(gain, reasons=("too wide",), skipped={"fixmatch": ALERT}, curve=replace(gain.curve, note=ALERT))
+    gain = replace(gain, controls=(replace(gain.controls[0], question=ALERT),), classes=(replace(gain.classes[1], name=ALERT),))
     storage.write_json(run / "gain" / "gain.json", gain.to_json())
-    arms = {
-        i.arm: {"meaning": f"{i.arm} in words", "best_real": False,
-                "test_accuracy": 0.9 + i.difference / 100, "low": 0.88, "high": 0.92, "seeds": 5, "num_real": 50,
-                "num_synthetic": 400, "seconds": 14.2, "difference": i.difference,
-                "difference_low": i.low, "difference_high": i.high}
-        for i in intervals[:4]
-    }  # fmt: skip
     verdict = {
         "schema": "synthgen.verdict/1", "verdict": "insufficient evidence", "best_generator": models[-1],
-        "reasons": ["Gated synthetic images gain +0.35 points (-0.41 to +1.11) over mixup; 0 lies inside.", ALERT],
-        "arms": arms, "gate": gates, "seconds": {"audit": 0.8, "train/vae": 9.1, "train/diffusion": 41.0, "gain": 80.2},
+        "reasons": ["Gated synthetic images gain +4.00 points (+2.50 to +5.50) over mixup.", ALERT],
+        "arms": summarise_arms(gain), "gate": gates,
+        "seconds": {"audit": 0.8, "train/vae": 9.1, "train/diffusion": 41.0, "gain": 80.2},
         "shards": "shards", "report": "report.html",
     }  # fmt: skip
     storage.write_json(run / "verdict.json", verdict)
@@ -145,7 +132,7 @@ def run(tmp_path) -> Path:
 class Page(HTMLParser):
     """Elements, their attributes, and the text of scripts and sections."""
 
-    VOID = ("meta", "link", "br", "img", "input")
+    VOID = ("meta", "link", "br", "wbr", "img", "input")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -183,9 +170,9 @@ def test_every_section_is_there(run):
     links = [attributes["href"] for tag, attributes in parsed.elements if tag == "a"]
     assert {link.lstrip("#") for link in links} <= set(ids)
     for said in (
-        "There isn\u2019t enough evidence.", "+0.35 points", "recall is 0.31", "\u221261.0", "4.1% of held-out real",
-        "off support", "synthgen run 'run 1/config.yaml'", "real aug mixup", "1 group across splits", "16-bit scaled",
-        "real_aug in words", "dpmpp_2m, 12",
+        "There isn\u2019t enough evidence.", "+4.00 points", "recall is 0.31", "\u221261.0", "4.1% of held-out real",
+        "off support", "synthgen run 'run 1/config.yaml'", "real, augmentation and mixup", "1 group across splits",
+        "16-bit scaled", "real, standard augmentation", "dpmpp_2m, 12",
         "1 min 20 s", "refused", "not an image",
         "Noticed: defect_shift is 0.21", "What these checks find", "erased patch", "defect 35%, low-level 5%",
         "7.25 (3.5)", "refused: 1 images a side", "Of 45 valid candidates 30 were taken by herding, 25% of them at random",

@@ -190,7 +190,14 @@ def test_colour_images_of_other_sizes(toy_spec):
     spec = replace(toy_spec, image_shape=(3, 12, 10))
     pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 12, 10), dtype=np.uint8)
     made = module(spec, (0, 1), Training(policy="randaugment"))
-    fit(made, Stack([Source.shared(pixels, one_hot(np.arange(9) % 3, 3), 2, 6)], (0, 1)), steps=3, seed=0, task="x", progress=Silent())
+    fit(
+        made,
+        Stack([Source.shared(pixels, one_hot(np.arange(9) % 3, 3), 2, 6)], (0, 1)),
+        steps=3,
+        seed=0,
+        task="x",
+        progress=Silent(),
+    )
     found = stacked_probabilities(made.network, pixels)
     for number in range(2):
         single = ClassifierNetwork(4, FEATURES, 0.0, spec)

@@ -39,7 +39,8 @@ def shared(n: int, networks: int, count: int) -> Source:
 
 def same(one: StackBatch, other: StackBatch) -> bool:
     return all(
-        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(one, other, strict=True)
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -152,7 +153,7 @@ def test_a_network_without_rows_is_refused():
 
 
 def test_rows_for_other_than_all_networks_are_refused():
-    with pytest.raises(DataError, match="3 networks need as many sets of rows.*found 2"):
+    with pytest.raises(DataError, match=r"3 networks need as many sets of rows.*found 2"):
         Stack([shared(6, 2, 4)], [0, 1, 2])
 
 

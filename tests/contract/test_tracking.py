@@ -15,14 +15,16 @@ import pytest
 
 from synthgen import tracking
 from synthgen.report.sprites import data_uri
+from tests.contract.test_gain_report import gain_report
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 JOB = """
-import base64, platform, socket, sys
+import base64, json, platform, socket, sys
 socket.gethostname = platform.node = lambda: "tell-tale-host"
 from pathlib import Path
 import numpy as np
 from synthgen import tracking
+from synthgen.types import GainReport
 out = Path(sys.argv[1])
 (out / "shards").mkdir()
 (out / "shards" / "a.tar").write_bytes(b"0123")
@@ -35,6 +37,7 @@ with tracking.open_run("offline", "proj", "digits", out, config) as run:
     run.image("samples/vae", np.zeros((8, 16, 1), np.uint8), "a grid")
     run.image("samples/png", base64.b64decode(sys.argv[2]))
     run.table("gate/vae", ["metric", "value", "limit"], [["fid", 1.25, None], ["recall", 0.5, 0.8], ["kid", None, "a text"]])
+    run.gain(GainReport.from_json(json.loads(Path(sys.argv[3]).read_text())))
     run.artifact("digits-shards", "dataset", out / "shards")
     run.summary({"verdict": "reject", "seconds/gain": 1.5})
     assert run.on
@@ -49,7 +52,9 @@ def offline(tmp_path_factory) -> tuple[Path, Path, str]:
     out, home = tmp_path_factory.mktemp("job"), tmp_path_factory.mktemp("home")
     png = data_uri(np.zeros((4, 4, 3), np.uint8)).split(",")[1]
     environment = {**os.environ, "HOME": str(home), "WANDB_API_KEY": KEY, "PYTHONPATH": str(Path(tracking.__file__).parents[1])}
-    command = [sys.executable, "-c", JOB, str(out), png, "--token=SEKRIT"]
+    study = home / "gain.json"
+    study.write_text(json.dumps(gain_report().to_json()))
+    command = [sys.executable, "-c", JOB, str(out), png, str(study), "--token=SEKRIT"]
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     (file,) = (out / "wandb").glob("offline-run-*/*.wandb")
@@ -86,12 +91,31 @@ def test_an_offline_run_is_read_back(offline):
 
 def test_tables_and_images_stand_beside_it(offline):
     _, file, _ = offline
-    (table,) = file.parent.glob("files/media/table/**/*.table.json")
+    (table,) = file.parent.glob("files/media/table/gate/*.table.json")
     assert json.loads(table.read_text()) == {
         "columns": ["metric", "value", "limit"],
         "data": [["fid", 1.25, None], ["recall", 0.5, 0.8], ["kid", None, "a text"]],
     }
     assert len(list(file.parent.glob("files/media/images/**/*.png"))) == 2
+
+
+def test_a_gain_study_is_a_curve_tables_and_a_summary(offline):
+    _, file, _ = offline
+    report = gain_report()
+    records = [json.loads(line) for line in inspect(file).splitlines()]
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    curve = {h["gain/curve/num_real"]: h["gain/curve/accuracy"] for h in history if "gain/curve/accuracy" in h}
+    assert list(curve) == [12, 25, 50, 100, 400]
+    assert curve[100] == pytest.approx(0.91)
+    found = {path.name.split("_")[0]: json.loads(path.read_text()) for path in file.parent.glob("files/media/table/gain/*.json")}
+    sizes = {name: len(table["data"]) for name, table in found.items()}
+    assert sizes == {"intervals": 13, "exchange": 2, "controls": 2, "classes": 3, "advice": 1, "skipped": 2}
+    first = dict(zip(found["intervals"]["columns"], found["intervals"]["data"][0], strict=True))
+    assert (first["arm"], first["p_holm"], first["decisive"]) == ("svm_pixels", 0.0625, False)
+    assert sum(row[-1] for row in found["intervals"]["data"]) == len(report.decisive)
+    summary = json.loads(inspect(file, "--summary"))["summary"]
+    assert summary["gain/verdict"] == "insufficient evidence"
+    assert summary["gain/difference"] == pytest.approx(4.0)
 
 
 def test_no_secret_gets_in(offline):
@@ -106,9 +130,11 @@ def test_no_secret_gets_in(offline):
 def test_off_writes_nothing_and_does_not_import_wandb(tmp_path):
     job = (
         "import sys\nfrom pathlib import Path\nfrom synthgen import tracking\n"
+        "import json; from synthgen.types import GainReport\n"
+        f"report = GainReport.from_json(json.loads({json.dumps(gain_report().to_json())!r}))\n"
         f"with tracking.open_run('off', 'p', 'n', Path({str(tmp_path / 'x')!r}), {{}}) as run:\n"
         "    run.log({'x': 1.0}, 1); run.losses('vae', [[1, 2]]); run.image('i', b''); run.table('t', ['a'], [[1]])\n"
-        "    run.artifact('a', 'b', Path('.')); run.summary({'x': 1}); assert not run.on\n"
+        "    run.artifact('a', 'b', Path('.')); run.gain(report); run.summary({'x': 1}); assert not run.on\n"
         "assert not {'wandb', 'torch'} & set(sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parents[1])}

@@ -1,0 +1,514 @@
+"""What the figures of a study mean: planted predictions on test in, rows, intervals, controls, advice and verdict out."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
+from synthgen.errors import DataError
+from synthgen.gain import assess as assessing
+from synthgen.gain.arms import ARMS, QUICK
+from synthgen.gain.assess import TestSet as Locked
+from synthgen.gain.assess import assess, decisive_pairs
+from synthgen.gain.cells import Cell, Network, Setting, Trained
+from synthgen.gain.data import StudyData
+from synthgen.gain.study import Study, conduct
+from synthgen.gain.verdict import decide, losers
+from synthgen.types import UNLABELLED, Batch, ClassGain, DatasetSpec, GainReport, Interval
+
+NUM_VAL, NUM_TEST = 60, 900
+SEEDS = 5
+PAIR = ("real_aug", "synthetic_gated")
+CONFIG = GainConfig(seeds=SEEDS, committee=2, equal_cost_networks=3, tune_seeds=2, together=10, curve=False, acquire=6)
+
+
+def images(n: int, prefix: str, labels=None) -> Batch:
+    labels = np.arange(n) % 3 if labels is None else np.asarray(labels)
+    return Batch(np.zeros((n, 1, 8, 8), np.uint8), labels.astype(np.int64), tuple(f"{prefix}-{i:03d}" for i in range(n)))
+
+
+@pytest.fixture
+def setting(toy_spec: DatasetSpec) -> Setting:
+    data = StudyData(
+        toy_spec,
+        images(12, "train"),
+        images(NUM_VAL, "val"),
+        images(9, "reference", np.full(9, UNLABELLED)),
+        images(6, "pool", np.full(6, UNLABELLED)),
+        gated=images(126, "gated"),
+        ungated=images(150, "ungated"),
+        with_copies=images(135, "copies"),
+        truth=np.arange(15) % 3,
+        features=lambda pixels: pixels.reshape(len(pixels), -1),
+        pretrained={},
+        backbone=lambda pixels: pixels.reshape(len(pixels), -1),
+        made_in_s=60.0,
+    )
+    return Setting(data, ClassifierConfig(), AugmentConfig(), CONFIG, "cpu")
+
+
+def predicted(right: np.ndarray, labels: np.ndarray, confidence: float = 0.9) -> np.ndarray:
+    found = np.full((len(labels), 3), (1 - confidence) / 2, np.float32)
+    found[np.arange(len(labels)), np.where(right, labels, (labels + 1) % 3)] = confidence
+    return found
+
+
+def conducted(arms: Sequence[str], setting: Setting, on_val: Mapping[str, int]) -> Study:
+    """A study whose networks are right on so many val images: recipe -> number, 40 of 60 if not told."""
+    labels = setting.data.val.labels
+
+    def one(cell: Cell, network: Network) -> np.ndarray:
+        places = np.random.default_rng([network.seed, len(cell.recipe)]).permutation(NUM_VAL)
+        return predicted(places < on_val.get(cell.recipe, 40), labels)
+
+    def train(cells: Sequence[Cell], teachers: Sequence[Cell]) -> dict[Cell, Trained]:
+        synthetic = {cell: 126 * cell.recipe.startswith("synthetic") for cell in cells}
+        return {
+            cell: Trained(
+                {}, np.stack([one(cell, n) for n in cell.networks]), 12, synthetic[cell], 300, 2.0 * len(cell.networks), 0.5, {}
+            )
+            for cell in cells
+        }
+
+    return conduct(arms, setting, train)
+
+
+def planted(
+    study: Study, test: Batch, right: Callable[[Cell], float], noise: float = 0.02, changed: float = 0.3
+) -> dict[Cell, np.ndarray]:
+    """Predictions on test: of each cell right on a share of the images, a little more or less by seed.
+
+    All networks find the same images hard, but for a share `changed` of luck of their own.
+    """
+    hard = np.random.default_rng(0).random(len(test))
+    found = {}
+    for number, cell in enumerate(study.trained):
+        each = []
+        for network in cell.networks:
+            draws = np.random.default_rng([number, network.seed, network.member])
+            own = np.where(draws.random(len(test)) < changed, draws.random(len(test)), hard)
+            share = right(cell) + noise * np.random.default_rng([network.seed, network.member]).uniform(-1, 1)
+            each.append(predicted(own < share, test.labels))
+        found[cell] = np.stack(each)
+    return found
+
+
+def reported(
+    setting: Setting,
+    arms: Sequence[str] = PAIR,
+    real: float = 0.7,
+    synthetic: float = 0.8,
+    on_val: Mapping[str, int] | None = None,
+    right: Callable[[Cell], float] | None = None,
+    test: Locked | None = None,
+    **noise: float,
+) -> GainReport:
+    study = conducted(arms, setting, on_val or {})
+    test = test or Locked(images(NUM_TEST, "test"))
+    right = right or (lambda cell: synthetic if cell.recipe.startswith("synthetic") else real)
+    return assess(study, planted(study, test.images, right, **noise), test, setting)
+
+
+def interval(difference: float, low: float, high: float, arm="synthetic_gated", baseline="real_aug", needed=30) -> Interval:
+    return Interval(arm, baseline, difference, low, high, 10, needed, low, high, 0.01, 0.02, 1.0)
+
+
+# The decision
+
+
+@pytest.mark.parametrize(
+    ("intervals", "verdict", "said"),
+    [
+        ([interval(2, 1, 3)], "use", r"\+2\.00 points of test accuracy \(95% interval \+1\.00 to \+3\.00, 10 seeds, 900 test im"),
+        ([interval(0.2, 0.1, 0.3)], "use", "synthetic_gated against real_aug"),
+        ([interval(-2, -3, -1)], "reject", "synthetic_gated doesn't beat real_aug: it harms"),
+        ([interval(0, -0.3, 0.3)], "reject", r"it can't bring 0\.5 points, the smallest gain worth having"),
+        ([interval(1, -1, 3)], "insufficient evidence", r"would need about 30 seeds, 20 more"),
+        (
+            [interval(1, -1, 3, needed=None)],
+            "insufficient evidence",
+            r"900 test images are too few to settle .* whatever the seeds",
+        ),
+        ([interval(1, -1, 3, needed=4)], "insufficient evidence", r"would need about 11 seeds, 1 more"),
+    ],
+)
+def test_one_interval_decides(intervals, verdict, said):
+    found, reasons = decide(intervals, 0.5, NUM_TEST)
+    assert found == verdict
+    assert any(re.search(said, reason) for reason in reasons), reasons
+
+
+ALL_LABELLED = {"arm": "synthetic_trainval", "baseline": "real_trainval"}
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict", "said"),
+    [
+        (interval(1, 0.5, 2, **ALL_LABELLED), "use", "synthetic_trainval against real_trainval: "),
+        (interval(1, -0.5, 2, **ALL_LABELLED), "insufficient evidence", "synthetic_trainval against real_trainval is open"),
+        (interval(-1, -2, 0.1, **ALL_LABELLED), "reject", "synthetic_trainval doesn't beat real_trainval: it can't bring"),
+        (interval(1, 0.5, 2, baseline="real_mixup"), "use", r"val can't tell 1 other real-only arm from real_aug"),
+        (interval(1, -0.5, 2, baseline="real_mixup"), "insufficient evidence", "synthetic_gated against real_mixup is open"),
+        (interval(-1, -2, -0.5, baseline="real_mixup"), "reject", "synthetic_gated doesn't beat real_mixup: it harms"),
+    ],
+)
+def test_every_decisive_interval_has_to_hold(second, verdict, said):
+    found, reasons = decide([interval(5, 3, 7), second], 0.5, NUM_TEST)
+    assert found == verdict
+    assert any(re.search(said, reason) for reason in reasons), reasons
+    assert "synthetic_gated against real_aug: +5.00" in reasons[0], "the strongest first"
+
+
+def test_a_gain_of_nothing_is_rejected_even_if_any_gain_is_worth_having():
+    assert decide([interval(0, 0, 0)], 0.0, NUM_TEST)[0] == "reject"
+    assert decide([interval(0.1, -0.2, 0.4)], 0.0, NUM_TEST)[0] == "insufficient evidence"
+
+
+def test_who_loses_is_named_whatever_the_whole_does():
+    classes = [
+        ClassGain("cat", "class", 90, 0.8, 0.7, -10.0, -15.0, -5.0, True),
+        ClassGain("dog", "class", 90, 0.8, 0.7, -10.0, -25.0, 5.0, False),
+        ClassGain("night", "group", 40, 0.8, 0.6, -20.0, -30.0, -10.0, True),
+    ]
+    found = losers(classes, "use")
+    assert len(found) == 2
+    assert found[0].startswith("although the whole gains, the class 'cat' loses 10.00 points (95% interval -15.00 to -5.00, 90 ")
+    assert "the group 'night' loses 20.00 points" in found[1]
+    assert losers(classes, "reject")[0].startswith("the class 'cat'")
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "verdict"), [(0.80, "use"), (0.55, "reject"), (0.708, "insufficient evidence")], ids=lambda value: str(value)
+)
+def test_planted_gains_are_judged(setting, synthetic, verdict):
+    report = reported(setting, synthetic=synthetic)
+    assert report.verdict == verdict
+    assert report.decisive == (("synthetic_gated", "real_aug"),)
+    (found,) = report.intervals
+    assert found.difference == pytest.approx(100 * (synthetic - 0.7), abs=2)
+    assert found.seeds == SEEDS
+    assert any("it harms" in reason for reason in report.reasons) == (verdict == "reject")
+
+
+def test_a_gain_over_the_strongest_is_not_enough_if_val_may_have_chosen_wrongly(setting):
+    """val prefers real_aug by two images of 60; on test real_mixup is better than it and than the synthetic arm."""
+    arms = ("real_aug", "real_mixup", "synthetic_gated")
+    share = {"real_aug": 0.6, "real_mixup": 0.9, "synthetic_gated": 0.8}
+    report = reported(setting, arms, right=lambda cell: share[cell.recipe], on_val={"real_aug": 42})
+    assert report.best_real == "real_aug"
+    assert report.decisive == (("synthetic_gated", "real_aug"), ("synthetic_gated", "real_mixup"))
+    assert report.verdict == "reject"
+    told = reported(setting, arms, right=lambda cell: share[cell.recipe], on_val={"real_aug": 59, "real_mixup": 10})
+    assert told.verdict == "use", "an arm that val has clearly refused doesn't count"
+
+
+# Decisive pairs
+
+
+def test_a_committee_is_compared_with_a_committee(setting):
+    arms = (*PAIR, "real_committee", "synthetic_committee", "real_trainval", "synthetic_trainval")
+    study = conducted(arms, setting, {})
+    assert study.best_real == "real_aug"
+    assert decisive_pairs(study) == [
+        ("synthetic_gated", "real_aug"),
+        ("synthetic_committee", "real_committee"),
+        ("synthetic_trainval", "real_trainval"),
+    ]
+    study.contenders = ["real_committee"]
+    assert decisive_pairs(study)[0] == ("synthetic_committee", "real_committee")
+    alone = conducted((*PAIR, "real_committee"), setting, {})
+    assert ("synthetic_gated", "real_committee") in decisive_pairs(alone)
+    assert len(decisive_pairs(conducted((*PAIR, "real_trainval"), setting, {}))) == 1, "half a pair decides nothing"
+
+
+def test_more_labels_must_be_beaten_too(setting):
+    """A gain over train alone that is gone where val is trained on as well."""
+    arms = (*PAIR, "real_trainval", "synthetic_trainval")
+    share = {"real_aug": 0.7, "synthetic_gated": 0.8, "real_aug@all": 0.9, "synthetic_gated@all": 0.85}
+    report = reported(setting, arms, right=lambda cell: share[cell.recipe])
+    assert report.verdict == "reject"
+    control = question(report, "every labelled image that generator, gate or selection saw")
+    assert control.alarm
+    assert re.match("synthetic_trainval against real_trainval -[4-7]", control.answer)
+    share |= {"synthetic_gated@all": 0.96}
+    better = reported(setting, arms, right=lambda cell: share[cell.recipe])
+    assert better.verdict == "use"
+    assert not question(better, "every labelled image").alarm
+
+
+# Rows
+
+
+def test_rows_hold_what_was_measured(setting):
+    arms = (*PAIR, "real_committee", "real_trainval", "synthetic_committee")
+    report = reported(setting, arms)
+    assert len(report.rows) == len(arms) * SEEDS
+    assert [(row.arm, row.seed) for row in report.rows] == [(arm, seed) for arm in arms for seed in range(SEEDS)]
+    by_arm = {row.arm: row for row in report.rows if row.seed == 2}
+    # a network 2 s; tuning 3 values of 2 networks, shared by the seeds
+    tuning = 3 * 2 * 2.0 / SEEDS
+    for arm, networks in (("real_aug", 1), ("real_committee", 2), ("real_trainval", 1), ("synthetic_committee", 2)):
+        row = by_arm[arm]
+        assert row.networks == networks
+        assert row.steps == 300
+        assert row.seconds == pytest.approx(2.0 * networks + tuning, abs=1e-3)
+        assert row.device_seconds == pytest.approx(0.1 * networks, abs=1e-3)
+        assert (row.num_real, row.num_synthetic) == (12, 126 if arm.startswith("synthetic") else 0)
+        assert (row.val is None) == (arm == "real_trainval"), "val was trained on"
+    assert by_arm["real_aug"].val.accuracy == pytest.approx(40 / 60)
+    assert by_arm["real_aug"].test.recalls is not None
+    assert report.recipes["real_committee"] == "real_aug"
+    assert report.tuned == {"real_aug": 0.5, "synthetic_gated": 0.25, "real_aug@all": 0.5}
+
+
+def test_an_arm_is_scored_by_the_vote_of_its_networks():
+    one, two = Cell("real_aug", 1.0, (Network(0, 0), Network(0, 1))), Cell("real_aug", 1.0, (Network(0, 2),))
+    labels = np.array([0, 1, 2])
+    each = [predicted(np.array(right, bool), labels, c) for right, c in (([1, 0, 0], 0.95), ([0, 1, 0], 0.5), ([0, 1, 0], 0.5))]
+    found = assessing.test_vote([(one, 0), (one, 1), (two, 0)], {one: np.stack(each[:2]), two: np.stack(each[2:])})
+    assert found == pytest.approx(np.mean(each, axis=0))
+
+
+def test_a_test_image_without_a_label_is_refused(setting):
+    study = conducted(PAIR, setting, {})
+    with pytest.raises(DataError, match="test split has images without a label"):
+        assess(study, {}, Locked(images(3, "test", [0, UNLABELLED, 1])), setting)
+
+
+def test_the_record_comes_back_from_its_json(setting, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    test = Locked(images(NUM_TEST, "test"), [None, "day", "night"] * 300, frozenset({"test-003"}))
+    full = replace(setting, gain=CONFIG.model_copy(update={"curve": True}))
+    for arms, each in ((QUICK, full), (tuple(ARMS), full), (PAIR, setting)):
+        report = reported(each, arms, test=test)
+        assert GainReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+        assert set(report.skipped) | {row.arm for row in report.rows} == set(arms)
+        assert (report.curve is not None) == (each is full)
+
+
+def test_intervals_are_against_the_strongest_and_corrected_for_their_number(setting):
+    arms = ("real", "real_aug", "real_mixup", "synthetic_gated", "synthetic_ungated")
+    report = reported(setting, arms, on_val={"real_mixup": 59})
+    against = [i for i in report.intervals if i.baseline == "real_mixup"]
+    assert {i.arm for i in against} == set(arms) - {"real_mixup"}
+    assert all(i.p_holm >= i.p for i in against)
+    assert max(i.p_holm / i.p for i in against if i.p > 0) == pytest.approx(4) or any(i.p_holm == 1 for i in against)
+    assert set(report.decisive) <= {(i.arm, i.baseline) for i in report.intervals}
+
+
+# Classes and groups
+
+
+def test_a_class_and_a_group_that_lose_are_warned_of(setting):
+    """Whoever gains on the whole but loses one class, or the images taken at night."""
+    test = Locked(images(NUM_TEST, "test"), ["night" if i % 9 == 1 else "day" for i in range(NUM_TEST)])
+    study = conducted(PAIR, setting, {})
+    found = {}
+    for cell in study.trained:
+        each = []
+        for network in cell.networks:
+            lucky = np.random.default_rng(network.seed).random(NUM_TEST) < 0.9
+            number = np.arange(NUM_TEST)
+            hard = (number % 9 == 1) | (number % 12 == 2) if cell.recipe == "synthetic_gated" else test.images.labels == 0
+            right = lucky & ~hard
+            each.append(predicted(right, test.images.labels))
+        found[cell] = np.stack(each)
+    report = assess(study, found, test, setting)
+    harmed = {(c.kind, c.name) for c in report.classes if c.harmed}
+    assert harmed == {("class", "c"), ("class", "b"), ("group", "night")}
+    assert {(c.kind, c.name) for c in report.classes} == {*(("class", n) for n in "abc"), ("group", "day"), ("group", "night")}
+    assert report.verdict == "use"
+    assert any("although the whole gains, the group 'night' loses" in reason for reason in report.reasons), report.reasons
+    assert any("the class 'c' loses" in reason for reason in report.reasons)
+    row = report.rows[0]
+    assert row.test.worst_group is not None
+    assert reported(setting).rows[0].test.worst_group is None, "images without groups"
+
+
+# Controls
+
+
+def question(report: GainReport, said: str):
+    (found,) = [control for control in report.controls if said in control.question]
+    return found
+
+
+def test_equal_steps_and_unequal_ones(setting):
+    assert question(reported(setting), "train as long").answer == "every network was trained for 300 steps"
+    assert "simclr had pre-training beside" in question(reported(setting, ("simclr", *PAIR)), "train as long").answer
+    study = conducted(PAIR, setting, {})
+    longer = next(cell for cell in study.trained if cell.recipe == "synthetic_gated")
+    study.trained[longer] = replace(study.trained[longer], steps=600)
+    test = Locked(images(NUM_TEST, "test"))
+    unequal = question(assess(study, planted(study, test.images, lambda cell: 0.7), test, setting), "train as long")
+    assert unequal.alarm
+    assert unequal.answer == "steps differ: [300, 600]"
+
+
+@pytest.mark.parametrize(("with_copies", "alarm"), [(0.9, True), (0.8, False), (0.7, False)])
+def test_a_gain_by_copies_is_an_alarm(setting, with_copies, alarm):
+    arms = (*PAIR, "synthetic_with_copies")
+    share = {"real_aug": 0.7, "synthetic_gated": 0.8, "synthetic_with_copies": with_copies}
+    control = question(reported(setting, arms, right=lambda cell: share[cell.recipe]), "copies of the training images")
+    assert control.alarm == alarm
+    assert "with the copies left in: synthetic_with_copies against synthetic_gated" in control.answer
+
+
+def test_copies_that_were_not_studied_are_said_to_be(setting):
+    assert "the arm with them wasn't run" in question(reported(setting), "copies").answer
+    none = replace(setting, data=replace(setting.data, with_copies=setting.data.gated))
+    assert "it would equal synthetic_gated" in question(reported(none, (*PAIR, "synthetic_with_copies")), "copies").answer
+
+
+@pytest.mark.parametrize(("distilled", "alarm"), [(0.85, True), (0.7, False)])
+def test_a_gain_by_the_teacher_is_an_alarm(setting, distilled, alarm):
+    arms = (*PAIR, "real_distilled", "synthetic_soft")
+    share = {"real_aug": 0.7, "synthetic_gated": 0.8, "synthetic_soft": 0.82, "real_distilled": distilled}
+    assert question(reported(setting, arms, right=lambda cell: share[cell.recipe]), "the teacher").alarm == alarm
+    assert not [c for c in reported(setting).controls if "the teacher" in c.question]
+
+
+def test_a_gain_that_near_duplicates_make_is_an_alarm(setting):
+    """300 test images have a twin in train, and the synthetic arm is right on all of them, and worse on the rest."""
+    test = Locked(images(NUM_TEST, "test"), near=frozenset(f"test-{i:03d}" for i in range(300)))
+    study = conducted(PAIR, setting, {})
+    found = planted(study, test.images, lambda cell: 0.65 if cell.recipe == "synthetic_gated" else 0.7)
+    for cell in found:
+        if cell.recipe == "synthetic_gated":
+            found[cell][:, :300] = predicted(np.ones(300, bool), test.images.labels[:300])
+    report = assess(study, found, test, setting)
+    assert report.verdict == "use"
+    control = question(report, "near duplicates of training images")
+    assert control.alarm
+    assert control.answer.startswith("300 have one; without them synthetic_gated against real_aug is -")
+    row = report.rows[0]
+    assert row.clean is not None
+    assert row.clean == pytest.approx(
+        found[study.votes["real_aug"][0][0][0]][0, 300:].argmax(1).__eq__(test.images.labels[300:]).mean()
+    )
+
+
+def test_without_near_duplicates_and_with_nothing_else(setting):
+    none = question(reported(setting), "near duplicates")
+    assert (none.alarm, none.answer) == (False, "no test image has a near duplicate among the real images that arms may see")
+    every = reported(setting, test=Locked(images(NUM_TEST, "test"), near=frozenset(f"test-{i:03d}" for i in range(NUM_TEST))))
+    assert question(every, "near duplicates").alarm
+    assert all(row.clean is None for row in every.rows)
+    few = reported(setting, test=Locked(images(NUM_TEST, "test"), near=frozenset(f"test-{i:03d}" for i in range(5))))
+    assert not question(few, "near duplicates").alarm
+    clean = [row for row in few.rows if row.arm == "real_aug"]
+    assert np.mean([row.clean for row in clean]) == pytest.approx(np.mean([row.test.accuracy for row in clean]), abs=0.01)
+
+
+def test_the_oracle_says_what_real_images_would_bring(setting):
+    report = reported(setting, (*PAIR, "oracle"), right=lambda cell: 0.9 if cell.extra == "oracle" else 0.75)
+    control = question(report, "What would 12 real images bring instead?")
+    assert re.match(r"oracle against real_aug \+1[3-9]", control.answer)
+    assert ("oracle", "real_aug") not in report.decisive, "a simulation decides nothing"
+
+
+@pytest.mark.parametrize(("committee", "alarm"), [(0.9, True), (0.6, False)])
+def test_more_networks_for_the_same_cost(setting, committee, alarm):
+    arms = (*PAIR, "real_committee_equal_cost")
+    study = conducted(arms, setting, {})
+    test = Locked(images(NUM_TEST, "test"))
+    found = planted(study, test.images, lambda cell: 0.8 if cell.recipe == "synthetic_gated" else committee)
+    control = question(assess(study, found, test, setting), "more real-only networks do as well")
+    assert control.alarm == alarm
+    # 3 networks of 2 s and the tuning's share; 60 s of generator and gate before the synthetic network
+    assert re.search(r"it cost 8 s, the synthetic side 64 s", control.answer), control.answer
+
+
+def test_luck_is_an_alarm_where_an_interval_is_open(setting):
+    sure, open_ = (question(reported(setting, synthetic=share), "luck of seeds") for share in (0.85, 0.705))
+    assert (sure.alarm, open_.alarm) == (False, True)
+    assert re.search(r"synthetic_gated against real_aug: p = 0\.000, bootstrap \+\d.*, d = ", sure.answer)
+
+
+# Advice
+
+
+def advised(report: GainReport, said: str) -> str:
+    (found,) = [line for line in report.advice if said in line]
+    return found
+
+
+def test_the_cheapest_equal_real_only_arm_is_named(setting):
+    arms = ("real_aug", "real_committee", "synthetic_gated")
+    share = {"real_aug": 0.8, "synthetic_gated": 0.85}
+    report = reported(setting, arms, right=lambda cell: share[cell.recipe])
+    line = advised(report, "strongest of real images alone")
+    assert line.startswith(f"strongest of real images alone: {report.best_real}, ")
+    assert "synthetic_gated" not in line
+
+
+def test_the_gain_a_minute_counts_generator_and_gate(setting):
+    line = advised(reported(setting), "points a minute")
+    found = re.search(
+        r"brings \+([\d.]+) points over real_aug for 60 s of generator and gate and 4\.4 s a network: \+([\d.]+) p", line
+    )
+    assert found, line
+    assert float(found[2]) == pytest.approx(float(found[1]) / (64.4 / 60), abs=0.02)
+
+
+def test_the_best_way_of_labelling_more(setting):
+    arms = (*PAIR, "active_random", "active_margin", "active_entropy")
+    report = reported(setting, arms, right=lambda cell: {"active margin": 0.9}.get(cell.extra, 0.8))
+    assert advised(report, "images to label next").startswith("of 6 images to label next, margin would have found the best (")
+
+
+# The learning curve
+
+
+def test_the_curve_says_what_synthetic_images_are_worth(setting):
+    """Real-only accuracy 50, 60, 70, 75, 80, 82, 84% at 3, 6, 12, ... images; the synthetic arm has 80% with 12."""
+    given = replace(setting, gain=CONFIG.model_copy(update={"curve": True, "next_images": 12}))
+    at = {"size 3": 0.5, "size 6": 0.6, "size 24": 0.75, "size 48": 0.80, "size 72": 0.82, "size 87": 0.84}
+
+    def right(cell: Cell) -> float:
+        return 0.78 if cell.recipe == "synthetic_gated" else at.get(cell.extra, 0.70)
+
+    report = reported(given, right=right, noise=0.0, changed=0.0)
+    assert report.curve is not None
+    assert report.curve.recipe == "real_aug"
+    assert [point.num_real for point in report.curve.points] == [3, 6, 12, 24, 48, 72, 87]
+    assert [point.source for point in report.curve.points] == [*["train"] * 3, *["train and val"] * 3, "hidden labels"]
+    for point in report.curve.points:
+        assert np.mean(point.accuracies) == pytest.approx(at.get(f"size {point.num_real}", 0.7), abs=0.03)
+    (exchange,) = report.curve.exchange
+    assert (exchange.arm, exchange.num_real) == ("synthetic_gated", 12)
+    assert exchange.equivalent is not None
+    assert 24 < exchange.equivalent < 48
+    assert advised(report, "12 more labelled real images would bring about").startswith("12 more")
+    assert reported(setting).curve is None
+
+
+def test_a_curve_that_is_flat_says_that_more_images_hardly_help(setting):
+    given = replace(setting, gain=CONFIG.model_copy(update={"curve": True, "next_images": 12}))
+    flat = reported(given, real=0.8, synthetic=0.8, noise=0.0, changed=0.0)
+    assert advised(flat, "hardly help any more")
+
+
+def test_the_classes_to_collect_are_those_whose_recall_rises(setting):
+    """Class a rises with the number of images, the others don't."""
+    given = replace(setting, gain=CONFIG.model_copy(update={"curve": True, "next_images": 12}))
+    study = conducted(PAIR, given, {})
+    test = Locked(images(NUM_TEST, "test"))
+    found = {}
+    for cell in study.trained:
+        size = int(cell.extra.split()[1]) if cell.extra else 12
+        each = []
+        for network in cell.networks:
+            draws = np.random.default_rng([size, network.seed])
+            share = np.where(test.images.labels == 0, 1 - 1.0 * size**-0.4, 0.8)
+            each.append(predicted(draws.random(NUM_TEST) < share, test.images.labels))
+        found[cell] = np.stack(each)
+    line = advised(assess(study, found, test, given), "classes that would gain most recall")
+    assert re.match(r"classes that would gain most recall from the next 12 real images: a \(\+[\d.]+, ", line), line
