@@ -66,25 +66,33 @@ def one(recipe: str, seed: int, out: Path, settings: list[str]) -> dict:
     return about | {"split_seed": seed, "wall_s": time.perf_counter() - started}
 
 
+PAIRS = (
+    ("synthetic_gated", "real_aug"),
+    ("synthetic_committee", "real_committee"),
+    ("synthetic_trainval", "real_trainval"),
+    ("synthetic_gated", "synthetic_ungated"),
+)
+
+
 def summary(runs: list[dict]) -> dict:
-    """Arm -> mean accuracy and mean difference to the arms that matter, with intervals over splits."""
+    """Arm -> mean accuracy and mean difference to the arms that matter, with intervals over the splits that ran it."""
     studied = [run["arms"] for run in runs if run["arms"]]
     arms = {}
-    for arm in studied[0]:
-        accuracy = np.array([run[arm]["test_accuracy"] for run in studied]) * 100
+    for arm in dict.fromkeys(name for run in studied for name in run):
+        ran = [run[arm] for run in studied if arm in run]  # a split may skip one: a partner that is an arm already, say
         arms[arm] = {
-            "accuracy": mean_interval(accuracy),
-            "difference_to_best_real": mean_interval(np.array([r[arm]["difference"] for r in studied])),
+            "splits": len(ran),
+            "accuracy": mean_interval(100 * np.array([row["test_accuracy"] for row in ran])),
+            "difference_to_best_real": mean_interval(np.array([row["difference"] for row in ran])),
         }
-    pairs = {
-        f"{a} - {b}": mean_interval(np.array([100 * (run[a]["test_accuracy"] - run[b]["test_accuracy"]) for run in studied]))
-        for a, b in (
-            ("synthetic_gated", "real_aug"),
-            ("synthetic_gated_committee", "real_aug_committee"),
-            ("synthetic_gated_trainval", "real_aug_trainval"),
-            ("synthetic_gated", "synthetic_ungated"),
-        )
-    }
+    pairs = {}
+    for a, b in PAIRS:
+        both = [100 * (run[a]["test_accuracy"] - run[b]["test_accuracy"]) for run in studied if a in run and b in run]
+        if both:
+            pairs[f"{a} - {b}"] = mean_interval(np.array(both))
+    best = [row["difference"] for run in studied for row in run.values() if row["best_synthetic"]]
+    if best:
+        pairs["strongest synthetic - strongest real-only, both chosen on val"] = mean_interval(np.array(best))
     verdicts = {verdict: sum(run["verdict"] == verdict for run in runs) for verdict in ("use", "reject", "insufficient evidence")}
     return {
         "arms": arms,
@@ -100,9 +108,9 @@ def show(result: dict) -> None:
     print(
         f"\n{result['studied']} splits studied; verdicts {result['verdicts']}; median {np.median(result['wall_s']):.0f} s a run\n"
     )
-    print("| arm | test accuracy, % (95% over splits) | minus strongest real-only of its run |\n|---|---|---|")
+    print("| arm | splits | test accuracy, % (95% over splits) | minus strongest real-only of its run |\n|---|---|---|---|")
     for arm, row in result["arms"].items():
-        print(f"| {arm} | {text(row['accuracy'], '')} | {text(row['difference_to_best_real'])} |")
+        print(f"| {arm} | {row['splits']} | {text(row['accuracy'], '')} | {text(row['difference_to_best_real'])} |")
     print("\n| pair | points (95% over splits) |\n|---|---|")
     for pair, interval in result["pairs"].items():
         print(f"| {pair} | {text(interval)} |")

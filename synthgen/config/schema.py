@@ -268,7 +268,7 @@ class PoolConfig(Section):
     )
     labels: Literal["train", "all"] = Field(
         "all",
-        description="what the committee learns from: train, or all labels, val's too. Then the gain has to hold on all labelled images",
+        description="what the committee learns from: train, or all labels; the gain then has to hold on all labelled images",
     )
     confidence: Share = Field(0.8, description="lowest mean probability of the committee for an image to be taken")
     rounds: PositiveInt = Field(2, description="rounds; each committee but the first learns from the one before")
@@ -378,7 +378,9 @@ class RunConfig(Section):
         if len(set(self.export.formats)) < len(self.export.formats):
             raise ValueError(f"export.formats names a format twice: {list(self.export.formats)}")
         if self.pool.train and self.pool.labels == "all":
-            if missing := {"real_trainval", "synthetic_trainval"} - set(self.gain.arms or ("real_trainval", "synthetic_trainval")):
+            needed = {"real_trainval", "synthetic_trainval"}
+            missing = needed - set(needed if self.gain.arms is None else self.gain.arms)
+            if missing:
                 raise ValueError(
                     f"pool.labels=all shows the generator val's labels, so gain.arms needs {' and '.join(sorted(missing))}: "
                     "add them, or give pool.labels=train"

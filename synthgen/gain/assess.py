@@ -58,7 +58,7 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
     curve, needs = _learning_curve(study, on_test, test, correct, setting)
     arm, base = decisive[0]
     masks = {name: labels == label for label, name in enumerate(setting.data.spec.class_names)}
-    groups = list(test.groups or ())
+    groups = [] if test.groups is None else list(test.groups)
     of_groups = {name: np.array([group == name for group in groups]) for name in sorted({g for g in groups if g is not None})}
     classes = class_gains(masks, of_groups, correct[arm], correct[base])
     decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels))

@@ -291,8 +291,21 @@ def test_a_study_without_curve_classes_or_groups_is_a_page(tmp_path):
     assert "72.13%" in text
 
 
+def test_the_name_of_an_arm_is_never_markup(tmp_path):
+    from tests.contract.test_report import ALERT, Page
+
+    hostile = f"generator_{ALERT}"
+    report = gain_report((*ARMS_RUN, hostile))
+    decisive = ((hostile, "real_mixup"), *report.decisive)
+    curve = replace(report.curve, recipe=ALERT, exchange=(replace(EXCHANGE[0], arm=hostile),))
+    report = replace(report, decisive=decisive, skipped={ALERT: ALERT}, best_synthetic=hostile, curve=curve)
+    parsed = Page(page.build(write_run(tmp_path / "hostile", report)))
+    assert parsed.text.count(ALERT) >= 8
+    assert sum(attributes.get("type") != "application/json" for attributes, _ in parsed.scripts) == 2
+
+
 def test_of_many_classes_the_harmed_ones_are_shown(tmp_path):
-    harmed = ClassGain("the last", "class", 9, 0.5, 0.4, -10.0, -12.0, -8.0, True)
+    harmed = ClassGain("the last", "class", 9, 0.5, 0.49, -1.0, -1.5, -0.5, True)
     many = [ClassGain(f"c{i}", "class", 9, 0.5, 0.5 + i / 1000, i / 10, 0.0, 20.0, False) for i in range(100)]
     shown = view(write_run(tmp_path / "many", replace(gain_report(), classes=(*many, harmed))))["classes"]
     names = [c.name for c, _ in shown["rows"]]
