@@ -270,8 +270,12 @@ class PoolConfig(Section):
         "all",
         description="what the committee learns from: train, or all labels; the gain then has to hold on all labelled images",
     )
-    confidence: Share = Field(0.8, description="lowest mean probability of the committee for an image to be taken")
-    rounds: PositiveInt = Field(2, description="rounds; each committee but the first learns from the one before")
+    method: Literal["fixmatch", "pseudo"] = Field(
+        "fixmatch", description="how the committee uses the pool itself: FixMatch, or pseudo-labels in rounds"
+    )
+    networks: PositiveInt = Field(5, description="of the committee")
+    confidence: Share = Field(0.6, description="lowest mean probability of the committee for an image to be taken")
+    rounds: PositiveInt = Field(2, description="of pseudo-labels: each committee but the first learns from the one before")
 
 
 class ExportConfig(Section):

@@ -18,6 +18,9 @@ from synthgen.types import UNLABELLED, Batch
 
 LABELS = "pseudo.parquet"
 
+FIXMATCH = 0.8
+"""Threshold of the committee's FixMatch: the middle one of its dial."""
+
 
 def folder_of(split: Split) -> Path:
     """Where the pool's labels of a split lie."""
@@ -27,8 +30,8 @@ def folder_of(split: Split) -> Path:
 def label_pool(order: Order, split: Split, out: Path) -> None:
     """Split -> out/pseudo.parquet: images of the pool with the class that a committee gives them, and out/pool.json.
 
-    In rounds: a committee learns from the labelled images; each further one from train and from what the one before was sure
-    of (Lee 2013). So do diffusion models and semi-supervised classifiers help each other (You et al. 2023, "DPT").
+    The committee learns from the labelled images and, by FixMatch (Sohn et al. 2020) or in rounds of pseudo-labels (Lee
+    2013), from the pool. So do diffusion models and semi-supervised classifiers help each other (You et al. 2023, "DPT").
 
     Raises:
         DataError: there is no pool, or no committee is sure of any image.
@@ -47,8 +50,7 @@ def label_pool(order: Order, split: Split, out: Path) -> None:
             train = Batch.concatenate(labelled)
             data = StudyData(split.spec, train, split.role("val"), none, pool, none, none, none)
             setting = Setting(data, config.classifier, config.augment, config.gain, order.device)
-            order.progress.start("pool", config.pool.rounds)
-            guess = _in_rounds(order, setting, pool)
+            guess = _guess(order, setting, pool)
             sure = guess.max(1) >= config.pool.confidence
             if not sure.any():
                 raise DataError(
@@ -66,15 +68,19 @@ def label_pool(order: Order, split: Split, out: Path) -> None:
     )
 
 
-def _in_rounds(order: Order, setting: Setting, pool: Batch) -> np.ndarray:
-    """Mean class probabilities of the last committee for each image of the pool."""
-    networks = tuple(Network(0, member) for member in range(order.config.gain.committee))
-    teach: Teach | None = None
-    for number in range(order.config.pool.rounds):
-        cell = Cell("real_aug", 1.0, networks) if teach is None else Cell("pseudo_labels", order.config.pool.confidence, networks)
+def _guess(order: Order, setting: Setting, pool: Batch) -> np.ndarray:
+    """Mean class probabilities of the committee for each image of the pool."""
+    own = order.config.pool
+    networks = tuple(Network(0, member) for member in range(own.networks))
+    first = Cell("fixmatch", FIXMATCH, networks) if own.method == "fixmatch" else Cell("real_aug", 1.0, networks)
+    rounds = 0 if own.method == "fixmatch" else own.rounds
+    order.progress.start("pool", 1 + rounds)
+    teach = _committee(first, cells.train_cell(first, setting, None), setting)
+    order.progress.advance("pool")
+    for number in range(rounds):
+        cell = Cell("pseudo_labels", own.confidence, networks)
         teach = _committee(cell, cells.train_cell(cell, setting, teach), setting)
         order.progress.advance("pool", 1, f"round {number + 1}")
-    assert teach is not None
     return teach(pool.images, 0, True)
 
 

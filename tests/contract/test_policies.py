@@ -146,6 +146,7 @@ def test_a_strength_changes_amounts_but_not_how_many_are_mirrored():
     for name in ("standard", "randaugment", "trivialaugment"):
         weak, strong = (POLICIES[name].apply(images, numbers(name, 400), s, only_flip) for s in (0.5, 2.0))
         assert torch.equal(weak, strong)
+        assert torch.allclose(POLICIES[name].apply(images, numbers(name, 400), 0.0, only_flip), images, atol=1e-5)
         mirrored = sum(torch.allclose(a, b.flip(-1), atol=1e-5) for a, b in zip(weak, images, strict=True))
         assert 160 < mirrored < 240
 
@@ -247,6 +248,17 @@ def test_levels_of_the_paper():
     assert ((twice + 1) * 127.5).flatten().tolist() == pytest.approx([0, 127, 226.06, 96.52], abs=1e-2)
 
 
+def test_trivialaugment_draws_its_level():
+    """A fifth of the way: brightness by 0.18; twice that at strength 2."""
+    only = NOTHING.model_copy(update={"contrast": 0.1})
+    names = allowed(only, 1)
+    which = (names.index("brightness") + 0.5) / len(names)
+    uniform = np.array([0.9, 0.5, 0.5, which, 0.8, 0.2], np.float32)[:, None]
+    for strength, brighter in ((1.0, 118), (2.0, 136)):
+        changed = POLICIES["trivialaugment"].apply(levels(0, 100, 200, 250), uniform, strength, only)
+        assert ((changed + 1) * 127.5).flatten().tolist()[1] == pytest.approx(brighter, abs=1e-3)
+
+
 # Cutout
 
 
@@ -279,8 +291,8 @@ def test_cutout_is_standard_elsewhere():
 
 def batches(s: int = 2, b: int = 4, shape: tuple[int, ...] = (1, 8, 8), k: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     images = torch.stack([pictures(b, shape, seed=i) for i in range(s)])
-    labels = torch.from_numpy(np.random.default_rng(3).integers(0, k, (s, b)))
-    partner = torch.stack([torch.from_numpy(np.random.default_rng(i).permutation(b)) for i in range(s)])
+    labels = torch.arange(s * b).reshape(s, b) % k
+    partner = torch.stack([torch.arange(b).roll(1 + i) for i in range(s)])
     return images, torch.nn.functional.one_hot(labels, k).float(), partner
 
 
