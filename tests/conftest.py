@@ -15,6 +15,9 @@ CHECKED = (
     "synthgen.sampling",
     "synthgen.training",
     "synthgen.data.transforms",
+    "synthgen.data.policies",
+    "synthgen.data.mixing",
+    "synthgen.data.stacks",
     "synthgen.gain",
 )
 install_import_hook(list(CHECKED), "beartype.beartype")

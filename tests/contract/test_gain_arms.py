@@ -44,6 +44,7 @@ def data(toy_spec: DatasetSpec) -> StudyData:
         ungated=images(150, "ungated"),
         with_copies=images(135, "copies"),
         others={"gan": images(5, "gan")},
+        pool_labels=images(6, "pool"),
         truth=np.arange(15) % 3,
         features=embed,
         pretrained={},
@@ -211,6 +212,7 @@ def test_with_everything_at_hand_no_arm_is_skipped(data):
     assert {name: why for name in (*ARMS, "generator_gan") if (why := why_not(name, data))} == {}
 
 
+POOL_ARMS = {"pool_labels", "synthetic_pool"}
 UNLABELLED_ARMS = {"pseudo_labels", "fixmatch", "synthetic_pseudo", "synthetic_fixmatch"}
 SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "active_kcenter"}
 
@@ -223,6 +225,7 @@ SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "acti
             {"logistic_features", "svm_features"},
             "needs the gate's extractor, and there is no features folder",
         ),
+        ({"pool_labels": None}, POOL_ARMS, r"needs a pool that the generator was trained on: split\.pool and pool\.train=true"),
         ({"pretrained": None}, {"transfer"}, r"needs pre-trained weights: gain\.transfer=FOLDER"),
         ({"backbone": None}, {"transfer_probe"}, r"needs pre-trained weights: gain\.transfer=FOLDER"),
         ({"truth": None}, SIMULATED, r"a simulation with hidden labels wasn't asked for \(gain\.simulate=true\)"),
@@ -244,16 +247,16 @@ def test_an_arm_that_lacks_something_says_what(data, missing, skipped, reason):
 
 
 def test_without_unlabelled_images(data):
-    nobody = replace(data, reference=none(data.reference), pool=none(data.pool), truth=None)
+    nobody = replace(data, reference=none(data.reference), pool=none(data.pool), pool_labels=None, truth=None)
     found = {name: why for name in ARMS if (why := why_not(name, nobody))}
-    assert set(found) == UNLABELLED_ARMS | SIMULATED
+    assert set(found) == UNLABELLED_ARMS | POOL_ARMS | SIMULATED
     assert all(found[name] == "needs unlabelled images, and there are none" for name in UNLABELLED_ARMS)
 
 
 def test_reference_images_with_labels_are_no_unlabelled_ones(data):
-    known = replace(data, reference=images(9, "reference"), pool=none(data.pool), truth=np.arange(9) % 3)
+    known = replace(data, reference=images(9, "reference"), pool=none(data.pool), pool_labels=None, truth=np.arange(9) % 3)
     found = {name: why for name in ARMS if (why := why_not(name, known))}
-    assert set(found) == UNLABELLED_ARMS | SIMULATED, "labels that everybody has simulate nothing"
+    assert set(found) == UNLABELLED_ARMS | POOL_ARMS | SIMULATED, "labels that everybody has simulate nothing"
     assert all("the reference images have labels; real_trainval uses them" in found[name] for name in UNLABELLED_ARMS)
     beside = replace(data, reference=images(9, "reference"))
     assert {name for name in ARMS if why_not(name, beside)} == set()

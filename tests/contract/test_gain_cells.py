@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import save
 
+from synthgen.config.load import load
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Stack, one_hot
+from synthgen.errors import CheckpointError
 from synthgen.gain import cells
 from synthgen.gain.arms import RECIPES, TEACHER, recipe_of
 from synthgen.gain.cells import (
@@ -25,8 +29,9 @@ from synthgen.gain.cells import (
     training_of,
 )
 from synthgen.gain.data import StudyData
-from synthgen.models.classifier import Classifier
-from synthgen.models.stacked import Training
+from synthgen.jobs import Order, transfer
+from synthgen.models.classifier import Classifier, ClassifierNetwork
+from synthgen.models.stacked import FEATURES, StackedNetwork, Training
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 PAIR = (Network(0, 0), Network(1, 0))
@@ -57,6 +62,7 @@ def setting(toy_spec: DatasetSpec) -> Setting:
         ungated=images(150, "ungated"),
         with_copies=images(135, "copies"),
         others={"gan": images(5, "gan")},
+        pool_labels=images(7, "guessed", seed=77),
         truth=np.arange(17) % 3,
         features=embed,
         pretrained={
@@ -85,6 +91,7 @@ def cell_of(name: str, **changed) -> Cell:
 def keys_of(setting: Setting) -> dict[bytes, str]:
     data = setting.data
     batches = [data.train, data.val, data.reference, data.pool, data.gated, data.ungated, data.with_copies, *data.others.values()]
+    batches += [data.pool_labels]
     return {image.tobytes(): key for batch in batches for image, key in zip(batch.images, batch.keys, strict=True)}
 
 
@@ -159,6 +166,8 @@ EXPECTED: dict[str, tuple[list[tuple[dict[str, int], int]], tuple[int, int]]] = 
     "synthetic_pretrain": ([({"train": 12}, BATCH)], (12, 126)),
     "synthetic_pseudo": ([({"train": 12}, 4), ({"gated": 126}, 8), (SURE, 4)], (18, 126)),
     "synthetic_fixmatch": ([({"train": 12}, 8), ({"gated": 126}, 8), ({"reference": 9, "pool": 8}, BATCH)], (29, 126)),
+    "pool_labels": ([({"train": 12}, 8), ({"guessed": 7}, 8)], (19, 0)),
+    "synthetic_pool": ([({"train": 12}, 4), ({"gated": 126}, 8), ({"guessed": 7}, 4)], (19, 126)),
     "synthetic_only": ([({"gated": 126}, BATCH)], (0, 126)),
     "synthetic_only_soft": ([({"gated": 126}, BATCH)], (0, 126)),
     "generator_gan": ([({"train": 12}, 8), ({"gan": 5}, 8)], (12, 5)),
@@ -189,7 +198,7 @@ def test_a_recipe_is_made_of_the_images_it_names(setting, name):
 def test_labels_are_the_images_own_unless_taught(setting, name):
     recipe = recipe_of(name)
     data = setting.data
-    batches = [data.train, data.val, data.gated, data.ungated, data.with_copies, *data.others.values()]
+    batches = [data.train, data.val, data.gated, data.ungated, data.with_copies, data.pool_labels, *data.others.values()]
     known = {image.tobytes(): label for batch in batches for image, label in zip(batch.images, batch.labels, strict=True)}
     found, *_ = sources_of(cell_of(name), recipe, setting, teach)
     for source in found:
@@ -323,6 +332,36 @@ def test_simclr_sees_every_unlabelled_image_and_the_fine_tuning_none(setting, mo
     assert first.config.steps == 3
     assert roles(setting, labelled[0]) == {"train": 12}
     assert second.config.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("width", "dim", "fresh"),
+    [(4, FEATURES, {"head"}), (4, 48, {"head", "to_features"}), (6, FEATURES, None)],
+    ids=["fits", "other feature layer", "other width"],
+)
+def test_what_fits_is_taken_up_from_another_runs_network(tmp_path, toy_spec, width, dim, fresh):
+    """Of another width nothing fits, and counters, which fit anything, don't make a fresh network a pre-trained one."""
+    theirs = ClassifierNetwork(width, dim, 0.0, replace(toy_spec, class_names=("x", "y"))).state_dict()
+    (tmp_path / "extractor.safetensors").write_bytes(save(theirs))
+    order = Order(load("digits-smoke", ["classifier.width=4", "device=cpu"]))
+    split = SimpleNamespace(spec=toy_spec)
+    found = transfer.read(tmp_path, order, split)
+    assert found.embed(images(5, "x").images).shape == (5, dim), "the probe needs no fit"
+    if fresh is None:
+        assert found.weights is None
+        return
+    assert found.weights is not None
+    mine = StackedNetwork(1, 4, toy_spec).get(0)
+    assert {name.split(".")[0] for name in mine if name not in found.weights} - {"stages"} == fresh
+    assert all(np.array_equal(value, theirs[name]) for name, value in found.weights.items())
+    colour = SimpleNamespace(spec=replace(toy_spec, image_shape=(3, 8, 8)))
+    with pytest.raises(CheckpointError, match=r"trained on images of 1 channels, here they have 3"):
+        transfer.read(tmp_path, order, colour)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path, toy_spec):
+    with pytest.raises(CheckpointError, match=r"gain\.transfer=.*neither a run's features/ folder .* nor a transformers folder"):
+        transfer.read(tmp_path, Order(load("digits-smoke", ["device=cpu"])), SimpleNamespace(spec=toy_spec))
 
 
 # Active learning

@@ -41,6 +41,7 @@ def setting(toy_spec: DatasetSpec) -> Setting:
         ungated=images(150, "ungated"),
         with_copies=images(135, "copies"),
         others={"gan": images(5, "gan")},
+        pool_labels=images(6, "pool"),
         truth=np.arange(15) % 3,
         features=lambda pixels: pixels.reshape(len(pixels), -1),
         pretrained={},
@@ -310,6 +311,20 @@ def test_on_all_labelled_images_with_the_dial_that_was_tuned(setting):
     assert not any(cell.extra == "tune" for cell in fake.every if cell.recipe.endswith("@all")), "val was trained on"
 
 
+def test_teachers_of_an_arm_on_all_labelled_images_know_all_labels_too(setting):
+    arms = ("real_aug", "real_distilled", "pseudo_labels", "synthetic_gated", "real_trainval", "synthetic_trainval")
+    fake = Fake(by_recipe(real_distilled=50))
+    study = done(arms, setting, fake)
+    assert study.recipes["real_trainval"] == "real_distilled@all"
+    (teachers,) = [teachers for cells, teachers in fake.rounds if any(c.recipe == "real_distilled@all" for c in cells)]
+    assert {cell.recipe for cell in teachers} == {f"{TEACHER}@all"}
+    assert sorted(n for cell in teachers for n in cell.networks) == [Network(seed, m) for seed in range(4) for m in range(3)]
+    for recipe in ("real_distilled", "pseudo_labels"):
+        (teachers,) = {tuple(t) for cells, t in fake.rounds if any(c.recipe == recipe for c in cells)}
+        assert {cell.recipe for cell in teachers} == {TEACHER}, "but the others' don't: val chooses among them"
+    assert study.tuned[f"{TEACHER}@all"] == study.tuned[TEACHER]
+
+
 # The partner
 
 
@@ -473,10 +488,10 @@ def test_sizes_of_the_curve(given, expected):
 
 def test_the_curve_is_of_the_strongest_plain_recipe_at_its_tuned_value(setting):
     """Not of one that sees other images, nor of a committee: a size would not be its number of images."""
-    arms = ("real_aug", "real_mixup", "simclr", "pseudo_labels", "svm_pixels", "real_committee", "synthetic_gated")
+    arms = ("real_aug", "real_mixup", "simclr", "pseudo_labels", "fixmatch", "svm_pixels", "real_committee", "synthetic_gated")
 
     def right(cell: Cell, network: Network) -> int:
-        table = {"simclr": 55, "pseudo_labels": 56, "svm_pixels": 57, "real_mixup": 50 + (cell.value == 0.3)}
+        table = {"simclr": 55, "fixmatch": 58, "pseudo_labels": 56, "svm_pixels": 57, "real_mixup": 50 + (cell.value == 0.3)}
         return table.get(cell.recipe, 40)
 
     fake = Fake(right)

@@ -45,6 +45,7 @@ def setting(toy_spec: DatasetSpec) -> Setting:
         gated=images(126, "gated"),
         ungated=images(150, "ungated"),
         with_copies=images(135, "copies"),
+        pool_labels=images(6, "pool"),
         truth=np.arange(15) % 3,
         features=lambda pixels: pixels.reshape(len(pixels), -1),
         pretrained={},
