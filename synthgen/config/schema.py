@@ -313,7 +313,7 @@ class GainConfig(Section):
         description="open labels that the source has and the split hides, for what a user couldn't do: the oracle arm, active "
         "learning, a learning curve beyond the labelled images. No arm that the verdict rests on sees them",
     )
-    acquire: PositiveInt = Field(50, description="images that an active-learning arm has labelled, in two rounds")
+    acquire: int = Field(50, ge=2, description="images that an active-learning arm has labelled, in two rounds")
     pretrain_steps: PositiveInt = Field(300, description="steps of self-supervised pre-training (SimCLR)")
     transfer: str | None = Field(
         None, description="what transfer arms start from: a features/ folder of another run, or a transformers folder on disk"

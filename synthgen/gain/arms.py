@@ -39,6 +39,7 @@ class Recipe:
             committee of real-only networks.
         start: fresh weights; SimCLR on every real image; first trained on the synthetic images alone; or those of
             `gain.transfer`.
+        given: further settings of its training (`models.stacked.Training`), name and value.
         dial: what the tuned value sets: strength, lr, alpha, smoothing, dropout, share (of a batch, synthetic), confidence.
         values: the dial's three values; the middle one is taken where nothing is tuned.
     """
@@ -53,6 +54,7 @@ class Recipe:
     times: float | None = None
     soft: bool = False
     start: Literal["fresh", "simclr", "synthetic", "transfer"] = "fresh"
+    given: tuple[tuple[str, float], ...] = ()
     dial: str = "strength"
     values: tuple[float, ...] = STRENGTHS
 
@@ -61,6 +63,9 @@ class Recipe:
         """Whether it needs networks of `TEACHER` first."""
         return self.unlabelled == "pseudo" or self.soft
 
+
+SETTINGS = {name: name for name in ("strength", "lr", "alpha", "smoothing", "dropout", "confidence")} | {"decay": "weight_decay"}
+"""Dial -> the setting of `models.stacked.Training` that it sets; a share of each batch is none of these."""
 
 TEACHER = "real_aug"
 """Recipe whose networks label what others learn from."""
@@ -229,13 +234,15 @@ def arm_of(name: str) -> Arm:
 
 
 def recipe_of(name: str) -> Recipe:
-    """The table's recipe; `NAME+synthetic` is its partner, `generator_NAME` that of another generator, `NAME@all` on all
-    labelled images."""
+    """The table's recipe; `NAME=VALUE+synthetic` is its partner with the dial's value kept, `generator_NAME` that of another
+    generator, `NAME@all` on all labelled images."""
     if name.endswith("@all"):
         return replace(recipe_of(name.removesuffix("@all")), labelled="all")
     if name.endswith("+synthetic"):
-        base = recipe_of(name.removesuffix("+synthetic"))
-        partner = replace(base, synthetic="gated")
+        base_name, _, value = name.removesuffix("+synthetic").partition("=")
+        base = recipe_of(base_name)
+        kept = ((SETTINGS[base.dial], float(value)),) if value else ()
+        partner = replace(base, synthetic="gated", given=base.given + kept)
         return replace(partner, dial="share", values=SHARES) if base.kind == "network" else partner
     if name.startswith(OTHER_GENERATOR):
         return replace(RECIPES["synthetic_gated"], synthetic=name.removeprefix(OTHER_GENERATOR))
@@ -265,5 +272,29 @@ def check_arms(asked: Iterable[str] | None, study: str, others: Iterable[str] = 
         if not fixed:
             what = "with synthetic images" if synthetic else "of real images alone"
             raise ConfigError(f"gain.arms: no arm {what} that val can judge; add {example!r}")
+    for name in names:
+        if arm_of(name).role in ("committee", "equal cost", "trainval"):
+            side = arm_of(name).synthetic
+            if not any(_network(other) for other in names if arm_of(other).synthetic == side):
+                example = "synthetic_gated" if side else "real_aug"
+                raise ConfigError(
+                    f"gain.arms: {name!r} is made of the strongest network of its side, and there is none; add {example!r}"
+                )
     known = dict.fromkeys((*ARMS, *more, *(name for name in names if name.startswith(OTHER_GENERATOR))))
     return tuple(name for name in known if name in names)  # a generator that isn't there is skipped with its reason
+
+
+def partner_of(recipe: str, value: float) -> str:
+    """The recipe with gated synthetic images mixed in, its dial left at `value`."""
+    own = recipe_of(recipe)
+    usual = {"strength": 1.0, "lr": 1.0}.get(own.dial)
+    kept = own.kind == "network" and own.dial in SETTINGS and value != usual
+    return f"{recipe}={value:g}+synthetic" if kept else f"{recipe}+synthetic"
+
+
+def _network(name: str) -> bool:
+    """Whether an arm is one network that committees can be made of."""
+    arm = arm_of(name)
+    return (
+        bool(arm.recipe) and not arm.role and recipe_of(arm.recipe).kind == "network" and recipe_of(arm.recipe).labelled != "none"
+    )

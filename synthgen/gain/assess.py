@@ -9,7 +9,7 @@ import numpy as np
 
 from synthgen.errors import DataError
 from synthgen.gain import verdict
-from synthgen.gain.arms import arm_of
+from synthgen.gain.arms import TEACHER, arm_of, recipe_of
 from synthgen.gain.cells import Cell, Setting
 from synthgen.gain.curve import class_needs, learning_curve
 from synthgen.gain.scores import scores
@@ -146,6 +146,7 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
     right = predicted.argmax(1) == test.images.labels
     share = [done.seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
     on_device = [done.device_seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
+    teachers = _teaching(study, seed) if recipe_of(study.recipes[arm]).taught or arm_of(arm).role == "active" else 0.0
     tuning = study.tuning_s.get(arm, study.tuning_s.get(study.recipes[arm].removesuffix("@all"), 0.0)) / setting.gain.seeds
     return GainRow(
         arm=arm,
@@ -157,9 +158,17 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
         val=on_val,
         test=scores(predicted.astype(np.float64), test.images.labels, test.groups),
         clean=float(right[clean].mean()) if clean.any() else None,
-        seconds=round(sum(share) + tuning, 3),
+        seconds=round(sum(share) + tuning + teachers, 3),
         device_seconds=round(sum(on_device), 3),
     )
+
+
+def _teaching(study: Study, seed: int) -> float:
+    """Seconds of the networks that taught a seed."""
+    cells = [
+        (cell, done) for cell, done in study.trained.items() if cell.recipe == TEACHER and not cell.extra and not cell.settings
+    ]
+    return sum(done.seconds / len(cell.networks) for cell, done in cells for network in cell.networks if network.seed == seed)
 
 
 def _learning_curve(

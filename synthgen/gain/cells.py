@@ -17,7 +17,7 @@ from safetensors.numpy import save as save_arrays
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Source, Stack, one_hot
 from synthgen.gain import classical
-from synthgen.gain.arms import Recipe, recipe_of
+from synthgen.gain.arms import SETTINGS, Recipe, recipe_of
 from synthgen.gain.data import StudyData, nested
 from synthgen.models.contrastive import SimCLR
 from synthgen.models.stacked import StackedClassifier, StackedNetwork, Training, channels_last, stacked_probabilities
@@ -134,9 +134,9 @@ def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
     started = time.perf_counter()
     recipe, data = recipe_of(cell.recipe), setting.data
     if recipe.kind != "network":
-        val = np.stack([_classical(cell, recipe, setting, network.seed, data.val.images) for network in cell.networks])
-        counts = _counts(recipe, data)
-        return Trained({}, val, *counts, 0, time.perf_counter() - started, 0.0, {})
+        found = [_classical(cell, recipe, setting, network.seed, data.val.images) for network in cell.networks]
+        val, counts = np.stack([predicted for predicted, _ in found]), _counts(recipe, data)
+        return Trained({}, val, *counts, 0, time.perf_counter() - started, 0.0, {"settings": [chosen for _, chosen in found]})
     chosen: dict[str, Any] = {}
     if cell.extra.startswith("active"):
         assert teach is not None
@@ -163,7 +163,7 @@ def predict(cell: Cell, trained: Trained, setting: Setting, images: np.ndarray) 
     """
     recipe = recipe_of(cell.recipe)
     if recipe.kind != "network":
-        return np.stack([_classical(cell, recipe, setting, network.seed, images) for network in cell.networks])
+        return np.stack([_classical(cell, recipe, setting, network.seed, images)[0] for network in cell.networks])
     return stacked_probabilities(stack_of(trained, setting), images, setting.device)
 
 
@@ -176,10 +176,9 @@ def stack_of(trained: Trained, setting: Setting) -> StackedNetwork:
 
 def training_of(cell: Cell, recipe: Recipe) -> Training:
     """How the networks of a cell are trained: the recipe, with the dial at the cell's value."""
-    dials = {"strength": "strength", "lr": "lr", "alpha": "alpha", "smoothing": "smoothing", "dropout": "dropout"}
-    dials |= {"decay": "weight_decay", "confidence": "confidence"}
-    given: dict[str, Any] = {dials[recipe.dial]: cell.value} if recipe.dial in dials else {}
-    return Training(policy=recipe.policy, mixing=recipe.mixing, **{**given, **dict(cell.settings)})
+    dial = {SETTINGS[recipe.dial]: cell.value} if recipe.dial in SETTINGS else {}
+    settings: dict[str, Any] = {**dict(recipe.given), **dial, **dict(cell.settings)}
+    return Training(policy=recipe.policy, mixing=recipe.mixing, **settings)
 
 
 def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None) -> tuple[list[Source], int, int]:
@@ -288,16 +287,16 @@ def _real_source(chosen: tuple[Batch, tuple[np.ndarray, ...]], count: int, spec:
 
 
 def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
-    """Rows of the simulated images that each network's seed would have labelled, in two rounds of half of `gain.acquire`.
+    """Rows of the simulated images that each network's seed would have labelled, `gain.acquire` in two rounds.
 
     The first round is chosen by the seed's `TEACHER` network, the second by networks trained with the first round's labels.
     """
     data, criterion = setting.data, cell.extra.split()[1]
-    images, half = data.simulated.images, min(setting.gain.acquire, len(data.simulated)) // 2
+    images, wanted = data.simulated.images, min(setting.gain.acquire, len(data.simulated))
     guesses = [teach(images, network.seed, False) for network in cell.networks]
     of_train = [teach(data.train.images, network.seed, False) for network in cell.networks]
     chosen = [np.zeros(0, np.int64) for _ in cell.networks]
-    for number in range(2):
+    for number, count in enumerate((wanted // 2, wanted - wanted // 2)):
         if number:
             sources = [_real_source(_with_extra(data, chosen), setting.classifier.batch_size, data.spec)]
             module = StackedClassifier(
@@ -310,10 +309,10 @@ def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
             left = np.setdiff1d(np.arange(len(images)), chosen[i])
             if criterion == "kcenter":
                 centres = np.concatenate([of_train[i], guesses[i][chosen[i]]])
-                new = left[k_center(guesses[i][left], centres, half)]
+                new = left[k_center(guesses[i][left], centres, count)]
             else:
                 draws = stream(network.stream, "gain/acquire", number)
-                new = left[np.argsort(-_uncertainty(guesses[i][left], criterion, draws), kind="stable")[:half]]
+                new = left[np.argsort(-_uncertainty(guesses[i][left], criterion, draws), kind="stable")[:count]]
             chosen[i] = np.concatenate([chosen[i], new])
     return chosen
 
@@ -378,8 +377,8 @@ def _counts(recipe: Recipe, data: StudyData) -> tuple[int, int]:
     return len(data.real(recipe)), 0 if synthetic is None else len(synthetic)
 
 
-def _classical(cell: Cell, recipe: Recipe, setting: Setting, seed: int, images: np.ndarray) -> np.ndarray:
-    """A classical model, fitted and asked: on pixels in [0, 1] or on features."""
+def _classical(cell: Cell, recipe: Recipe, setting: Setting, seed: int, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """A classical model on pixels in [0, 1] or on features: what it says of the images, and the setting it found."""
     data = setting.data
     parts = [data.real(recipe)] + ([] if (synthetic := data.synthetic(recipe)) is None else [synthetic])
     batch = Batch.concatenate(parts)
@@ -389,4 +388,5 @@ def _classical(cell: Cell, recipe: Recipe, setting: Setting, seed: int, images: 
         embed = data.features if recipe.start == "fresh" else data.backbone
         assert embed is not None
         x, query = embed(batch.images), embed(images)
-    return classical.fit_predict(recipe.model, x, batch.labels, data.spec.num_classes, [query], seed).probabilities[0]
+    fitted = classical.fit_predict(recipe.model, x, batch.labels, data.spec.num_classes, [query], seed)
+    return fitted.probabilities[0], dict(fitted.setting)

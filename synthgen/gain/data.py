@@ -28,6 +28,7 @@ class StudyData:
         truth: labels of reference and pool in a simulation, -1 where they aren't known either; None without one.
         features: the gate's extractor, images -> (n, d); None where there is none.
         pretrained: weights of `ClassifierNetwork` that the transfer arm starts from (some of them), or None.
+        pretrained_note: what was taken up of it, and what wasn't.
         backbone: a pre-trained extractor for the transfer probe, images -> (n, d); None without one.
         made_in_s: seconds that the generator, its samples and the gate took.
     """
@@ -45,6 +46,7 @@ class StudyData:
     truth: np.ndarray | None = None
     features: Callable[[np.ndarray], np.ndarray] | None = None
     pretrained: Mapping[str, Tensor] | None = None
+    pretrained_note: str = ""
     backbone: Callable[[np.ndarray], np.ndarray] | None = None
     made_in_s: float = 0.0
 
@@ -129,7 +131,8 @@ def _why_not(recipe: Recipe, data: StudyData) -> str:
     if recipe.start == "transfer":
         missing = data.backbone is None if recipe.kind == "features" else data.pretrained is None
         if missing:
-            return "needs pre-trained weights: gain.transfer=FOLDER"
+            fits = f"no weights of gain.transfer fit this network ({data.pretrained_note})"
+            return fits if data.pretrained_note else "needs pre-trained weights: gain.transfer=FOLDER"
     found = data.others.get(recipe.synthetic)
     if recipe.synthetic not in ("", "gated", "ungated", "with copies") and (found is None or not len(found)):
         return (

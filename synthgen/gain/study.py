@@ -10,7 +10,7 @@ import numpy as np
 
 from synthgen.config.schema import GainConfig
 from synthgen.errors import ConfigError
-from synthgen.gain.arms import RECIPES, TEACHER, arm_of, recipe_of
+from synthgen.gain.arms import RECIPES, TEACHER, arm_of, partner_of, recipe_of
 from synthgen.gain.cells import Cell, Network, Setting, Trained
 from synthgen.gain.data import why_not
 from synthgen.gain.stats import paired_interval
@@ -103,7 +103,8 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
     """The arms that depend on what val has chosen, and the simulations."""
     gain = setting.gain
     if "synthetic_partner" in arms:
-        partner = f"{study.recipes[study.single_real]}+synthetic"
+        base = study.recipes[study.single_real]
+        partner = partner_of(base, study.tuned.get(base, _middle(base)))
         known = next((name for name in RECIPES if name in study.recipes.values() and RECIPES[name] == recipe_of(partner)), "")
         if known:
             study.skipped["synthetic_partner"] = f"it is {known}"

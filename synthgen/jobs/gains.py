@@ -134,6 +134,7 @@ def _setting(contest: Contest) -> Setting:
         truth=truth,
         features=judging.embed if judging is not None else None,
         pretrained=start.weights if start is not None else None,
+        pretrained_note=start.note if start is not None else "",
         backbone=start.embed if start is not None else None,
         made_in_s=contest.made_in_s,
     )
@@ -177,7 +178,7 @@ class _Teach:
 @lru_cache(maxsize=16)
 def _predictions(contest: Contest, cell: Cell, path: Path, images: bytes, shape: tuple[int, ...]) -> np.ndarray:
     trained = Trained.from_bytes(path.read_bytes())
-    return cells.predict(cell, trained, _setting(contest), np.frombuffer(images, np.uint8).reshape(shape))
+    return cells.predict(cell, trained, _setting(contest), np.frombuffer(images, np.uint8).reshape(shape).copy())
 
 
 @lru_cache(maxsize=1)

@@ -68,7 +68,9 @@ def test_imports_go_down_only():
 def test_light_modules_do_not_import_torch():
     """The command line answers at once, and settings, records and pages can be read without a 2 GB library."""
     light = [
-        m for m in MODULES if re.match(r"synthgen(\.(cli|screen|errors|shapes|types.*|randomness|storage|config.*|report.*))?$", m)
+        m
+        for m in MODULES
+        if re.match(r"synthgen(\.(cli|screen|errors|shapes|types.*|randomness|storage|config.*|report.*))?$", m)
     ]
     assert len(light) > 15
     code = (
