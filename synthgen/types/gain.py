@@ -43,7 +43,7 @@ class GainRow:
         networks: how many networks vote.
         val: on val; None where val was trained on.
         test: on the locked test split.
-        clean: accuracy on the test images without a near duplicate among the real images that arms may see, None where every one has.
+        clean: accuracy on the test images without a near duplicate among the real images that arms may see; None if there is none.
         seconds: wall time of its training.
         device_seconds: seconds of a GPU within them, 0 on the CPU.
     """
