@@ -101,7 +101,10 @@ def _keys_near(key: str) -> dict[str, Any]:
 
 
 def _for_hydra(override: str) -> str:
-    """Hydra only knows the built-in generators; of another one, checked by now, a setting is one that it has to add."""
+    """`gain=quick` for `gain.study=quick`; and Hydra only knows the built-in generators: of another one, checked by now, a
+    setting is one that it has to add."""
+    if re.fullmatch(r"gain=[a-z]+", override):
+        return override.replace("gain=", "gain.study=")
     named = re.match(r"generators(?:\.([^.=]+))?", override)
     return f"++{override}" if named and named.group(1) not in GeneratorsConfig.model_fields else override
 

@@ -315,6 +315,9 @@ class GainConfig(Section):
     )
     acquire: int = Field(50, ge=2, description="images that an active-learning arm has labelled, in two rounds")
     pretrain_steps: PositiveInt = Field(300, description="steps of self-supervised pre-training (SimCLR)")
+    watts: PositiveFloat | None = Field(
+        None, description="power that energy is estimated with; if not given 10 W a CPU process, 700 W a GPU (an H200's limit)"
+    )
     transfer: str | None = Field(
         None, description="what transfer arms start from: a features/ folder of another run, or a transformers folder on disk"
     )

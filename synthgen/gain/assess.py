@@ -74,6 +74,7 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
         tuned=dict(study.tuned),
         rows=tuple(rows),
         intervals=intervals,
+        watts=setting.watts,
         skipped=dict(study.skipped),
         decisive=tuple(decisive),
         curve=curve,

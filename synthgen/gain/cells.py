@@ -122,6 +122,11 @@ class Setting:
     gain: GainConfig
     device: str
 
+    @property
+    def watts(self) -> float:
+        """Power that energy is estimated with: what the settings say, or that of a CPU core, or an H200's limit."""
+        return self.gain.watts or (700.0 if self.device == "cuda" else 10.0)
+
 
 def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
     """Trains the networks of a cell. A network starts from the same weights and draws the same numbers in every arm.

@@ -114,7 +114,11 @@ def _best_per_cost(found: Found, arms: Sequence[str]) -> str:
         if against is not None and against.high >= 0:
             equal.append(arm)
     cheapest = min(equal, key=found.seconds)
-    text = f"strongest of real images alone: {best}, {found.accuracy(best):.1f}% for {found.seconds(best):.1f} s"
+    energy = found.seconds(best) * found.setting.watts / 3600
+    text = (
+        f"strongest of real images alone: {best}, {found.accuracy(best):.1f}% for {found.seconds(best):.1f} s "
+        f"(about {energy:.2g} Wh)"
+    )
     if cheapest == best:
         return text
     return f"{text}; {cheapest} isn't told apart from it, {found.accuracy(cheapest):.1f}% for {found.seconds(cheapest):.1f} s"

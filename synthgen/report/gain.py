@@ -232,6 +232,7 @@ def cost_view(evidence: Evidence, rows: Sequence[Mapping[str, Any]]) -> dict[str
         "made_s": made,
         "stages": [(what, seconds[stage]) for what, stage in stages.items() if made and stage in seconds],
         "study_s": seconds.get("gain"),
+        "watts": evidence.gain.watts if evidence.gain else 0.0,
         "device": any(row["device_seconds"] for row in rows),
         "rows": [(row, row["whole_s"] / most) for row in sorted(chosen, key=lambda row: row["whole_s"])],
     }

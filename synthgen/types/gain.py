@@ -43,7 +43,7 @@ class GainRow:
         networks: how many networks vote.
         val: on val; None where val was trained on.
         test: on the locked test split.
-        clean: accuracy on the test images without a near duplicate among the real images that arms may see; None if there is none.
+        clean: accuracy on the test images without a near duplicate among the real images of any arm, None if there are none.
         seconds: wall time of its training.
         device_seconds: seconds of a GPU within them, 0 on the CPU.
     """
@@ -210,6 +210,7 @@ class GainReport(Record):
         tuned: recipe -> the value of its dial that val chose.
         rows: every trained classifier.
         intervals: each arm against the strongest real-only arm, and the comparisons that decided.
+        watts: power that energy is estimated with.
         skipped: arm -> why it was not run.
         decisive: (arm, baseline) pairs whose intervals decided the verdict.
         curve: real-only accuracy over size, None if it wasn't asked for.
@@ -228,6 +229,7 @@ class GainReport(Record):
     tuned: dict[str, float]
     rows: tuple[GainRow, ...]
     intervals: tuple[Interval, ...]
+    watts: float
     skipped: dict[str, str]
     decisive: tuple[tuple[str, str], ...]
     curve: LearningCurve | None

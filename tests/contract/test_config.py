@@ -66,6 +66,7 @@ def test_an_override_wins_over_recipe_and_size():
     assert config.models == ("gan", "vae")
     assert config.generators.vae.beta == 0.5
     assert load("digits", ["gain={seeds: 4}"]).gain.seeds == 4
+    assert load("digits", ["gain=full"]).gain.study == "full"
     assert load("folder", ["data.path='a b, (c)=d'"]).data.path == "a b, (c)=d"
 
 

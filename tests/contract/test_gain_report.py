@@ -97,6 +97,7 @@ def gain_report(arms: tuple[str, ...] = ARMS_RUN, groups: bool = True, seeds: in
         tuned={"real_mixup": 0.3, "real_aug": 2.0, "synthetic_gated": 0.25, "real_mixup@all": 0.3},
         rows=tuple(rows),
         intervals=tuple(interval(arm, base) for arm, base in pairs),
+        watts=10.0,
         skipped=dict(SKIPPED),
         decisive=decisive,
         curve=curve,
