@@ -208,7 +208,7 @@ class Fake:
     """What `read` asks of a split."""
 
     def __init__(self, spec: DatasetSpec, digest: str = "s", source: str = "files") -> None:
-        self.spec, self.digest, self.source = spec, digest, source
+        self.spec, self.digest, self.origin = spec, digest, source
 
 
 def test_other_classes_channels_and_sizes_keep_what_is_common(tmp_path):

@@ -330,14 +330,16 @@ def test_teachers_of_an_arm_on_all_labelled_images_know_all_labels_too(setting):
 
 def test_the_partner_is_the_strongest_real_only_recipe_with_the_gated_images(setting):
     arms = ("real_aug", "real_randaugment", "synthetic_gated", "synthetic_partner", "synthetic_committee")
-    right = {"real_randaugment": 50, "real_randaugment+synthetic": 55}
+    partner = "real_randaugment=0.5+synthetic"  # of equal values the dial takes the first, and the partner keeps it
+    right = {"real_randaugment": 50, partner: 55}
     fake = Fake(lambda cell, network: right.get(cell.recipe, 40))
     study = done(arms, setting, fake)
-    assert study.recipes["synthetic_partner"] == "real_randaugment+synthetic"
-    tried = [cell for cell in fake.every if (cell.recipe, cell.extra) == ("real_randaugment+synthetic", "tune")]
+    assert study.recipes["synthetic_partner"] == partner
+    assert dict(recipe_of(partner).given) == {"strength": 0.5}
+    tried = [cell for cell in fake.every if (cell.recipe, cell.extra) == (partner, "tune")]
     assert {cell.value for cell in tried} == {0.25, 0.5, 0.75}
     assert study.single_synthetic == "synthetic_partner"
-    assert study.recipes["synthetic_committee"] == "real_randaugment+synthetic", "it may be the committee's network"
+    assert study.recipes["synthetic_committee"] == partner, "it may be the committee's network"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,8 @@ def test_the_partner_is_the_strongest_real_only_recipe_with_the_gated_images(set
 def test_a_partner_that_is_an_arm_already_is_not_trained_again(setting, best, known):
     arms = ("real_aug", "real_mixup", "real_distilled", known, "synthetic_partner")
     fake = Fake(by_recipe(**{best: 50}))
-    study = done(arms, setting, fake)
+    untuned = replace(setting, gain=setting.gain.model_copy(update={"tune_seeds": 0}))
+    study = done(arms, untuned, fake)
     assert study.skipped["synthetic_partner"] == f"it is {known}"
     assert not any("+synthetic" in cell.recipe for cell in fake.every)
     assert study.single_synthetic == known
@@ -355,7 +358,7 @@ def test_a_partner_that_is_an_arm_already_is_not_trained_again(setting, best, kn
 
 def test_a_partner_that_would_be_an_arm_which_is_not_run_is_trained(setting):
     study = done(("real_aug", "synthetic_ungated", "synthetic_partner"), setting)
-    assert study.recipes["synthetic_partner"] == "real_aug+synthetic"
+    assert study.recipes["synthetic_partner"] == "real_aug=0.5+synthetic"
     assert "synthetic_partner" in study.votes
 
 
