@@ -1,0 +1,106 @@
+"""A pool without labels: the committee's labels, what the generator trains on, and where copies are looked for then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synthgen import jobs
+from synthgen.config.load import load
+from synthgen.config.schema import RunConfig
+from synthgen.errors import ConfigError, DataError
+from synthgen.gate import signals
+from synthgen.jobs import pools
+from synthgen.jobs.gains import Contest, Judged, _setting
+from synthgen.jobs.gates import Judging
+from synthgen.jobs.real import Split
+from synthgen.shards import raw
+from synthgen.types import UNLABELLED, Batch
+
+SETTINGS = [
+    "split.pool=100",
+    "pool.train=true",
+    "pool.networks=2",
+    "classifier.steps=60",
+    *("features.steps=10", "features.defect_steps=0", "features.cache=false", "tracking=off"),
+]
+
+
+def config(*more: str) -> RunConfig:
+    return load("digits-smoke", [*SETTINGS, *more])
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """A split with a pool, its labels and the gate's networks."""
+    folder, order = tmp_path_factory.mktemp("pool"), jobs.Order(config())
+    jobs.audit(order, folder)
+    found = Split.open(folder)
+    pools.label_pool(order, found, folder / "pool")
+    jobs.features(order, found, folder / "features")
+    return found
+
+
+def test_the_committee_labels_what_it_is_sure_of_and_is_mostly_right(split):
+    taken = raw.read(pools.folder_of(split) / pools.LABELS, split.spec)
+    hidden, pool = split.hidden(), split.role("pool")
+    assert set(taken.keys) <= set(pool.keys)
+    assert (pool.labels == UNLABELLED).all()
+    assert 20 < len(taken) <= 100
+    truth = np.array([hidden[key] for key in taken.keys])
+    assert (taken.labels == truth).mean() > 0.7
+
+
+def test_rounds_of_pseudo_labels_are_another_way(split, tmp_path):
+    pools.label_pool(jobs.Order(config("pool.method=pseudo", "pool.rounds=1", "pool.confidence=0.3")), split, tmp_path / "pool")
+    assert len(raw.read(tmp_path / "pool" / pools.LABELS, split.spec)) > 20
+
+
+def test_a_generator_sees_the_pool_only_where_it_may(split):
+    seen = pools.with_pool(jobs.Order(config()), split)
+    taken = raw.read(pools.folder_of(split) / pools.LABELS, split.spec)
+    assert seen.keys == (*split.role("train").keys, *taken.keys)
+    assert pools.with_pool(jobs.Order(config("pool.train=false")), split).keys == split.role("train").keys
+
+
+def test_copies_are_looked_for_in_the_pool_too(split):
+    judging = Judging(jobs.Order(config()), split, split.folder.parent / "features")
+    real, taken = judging.real(), raw.read(pools.folder_of(split) / pools.LABELS, split.spec)
+    assert set(real.copied.features.keys) == {*split.role("train").keys, *taken.keys}
+    copies = Batch(taken.images[:20], taken.labels[:20], tuple(f"copy-{i}" for i in range(20)))
+    found = signals.find(judging.evidence(copies), real, config().gate)
+    assert (found.signals["copy"] == 0).all()
+    assert (found.nearest >= len(split.role("train"))).all()
+
+
+def test_the_study_may_use_the_same_labels(split, tmp_path):
+    order = jobs.Order(config())
+    nothing = Judged("none", tmp_path / "none", tmp_path / "gate", ("", ""))
+    contest = Contest.of(order, split, nothing)
+    assert "pool" in contest.inputs
+    with pytest.MonkeyPatch.context() as patch:
+        none = split.role("train").take(np.zeros(0, np.int64))
+        patch.setattr(Judged, "kept", lambda self, *_: (none, none))
+        data = _setting(contest).data
+    assert data.pool_labels is not None
+    assert len(data.pool_labels) == len(pools.with_pool(order, split)) - len(data.train)
+    assert len(data.unlabelled) == 400
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(["split.pool=0"], "there are no unlabelled images"), (["pool.confidence=1.0"], "the committee is sure of none of 100 images")],
+)
+def test_a_pool_that_helps_nobody_is_refused(settings, message, tmp_path: Path):
+    order = jobs.Order(config(*settings, "classifier.steps=4"))
+    jobs.audit(order, tmp_path)
+    with pytest.raises(DataError, match=message):
+        pools.label_pool(order, Split.open(tmp_path), tmp_path / "pool")
+
+
+def test_labels_of_val_ask_for_a_study_on_all_labelled_images():
+    with pytest.raises(ConfigError, match="real_trainval and synthetic_trainval"):
+        config("gain.arms=[real_aug,synthetic_gated]")
+    assert config("gain.arms=[real_aug,synthetic_gated]", "pool.labels=train").pool.labels == "train"
