@@ -101,12 +101,21 @@ def _keys_near(key: str) -> dict[str, Any]:
 
 
 def _for_hydra(override: str) -> str:
-    """`gain=quick` for `gain.study=quick`; and Hydra only knows the built-in generators: of another one, checked by now, a
-    setting is one that it has to add."""
-    if re.fullmatch(r"gain=[a-z]+", override):
-        return override.replace("gain=", "gain.study=")
+    """Hydra only knows the built-in generators; of another one, checked by now, a setting is one that it has to add."""
     named = re.match(r"generators(?:\.([^.=]+))?", override)
     return f"++{override}" if named and named.group(1) not in GeneratorsConfig.model_fields else override
+
+
+def _studies(overrides: Sequence[str]) -> list[str]:
+    """`gain=full` stands for `gain.study=full` with that study's own arms, whatever arms the recipe lists."""
+    written = []
+    for override in overrides:
+        if re.fullmatch(r"gain=[a-z]+", override):
+            written.append(override.replace("gain=", "gain.study="))
+            written += [] if any(other.startswith("gain.arms=") for other in overrides) else ["gain.arms=null"]
+        else:
+            written.append(override)
+    return written
 
 
 def _find(recipe: str) -> tuple[Path, str]:
@@ -154,7 +163,7 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any
     search = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose(name, overrides=[*map(_for_hydra, overrides), *search])
+            composed = compose(name, overrides=[*map(_for_hydra, _studies(overrides)), *search])
         values = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         cause = error.__cause__ or error

@@ -266,16 +266,20 @@ class PoolConfig(Section):
         description="the generator is trained on the pool too, with the labels of a committee of real-only classifiers where it "
         "is sure (DPT). Classifiers of the study may use the pool anyway",
     )
-    labels: Literal["train", "all"] = Field(
-        "all",
-        description="what the committee learns from: train, or all labels; the gain then has to hold on all labelled images",
-    )
     method: Literal["fixmatch", "pseudo"] = Field(
         "fixmatch", description="how the committee uses the pool itself: FixMatch, or pseudo-labels in rounds"
     )
     networks: PositiveInt = Field(5, description="of the committee")
     confidence: Share = Field(0.6, description="lowest mean probability of the committee for an image to be taken")
-    rounds: PositiveInt = Field(2, description="of pseudo-labels: each committee but the first learns from the one before")
+    rounds: PositiveInt | None = Field(
+        None, description="method=pseudo: rounds in which each further committee learns from the one before; 2 if not given"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolConfig:
+        if self.rounds is not None and self.method != "pseudo":
+            raise ValueError(f"rounds is for method=pseudo, and method={self.method}; leave it out")
+        return self
 
 
 class ExportConfig(Section):
@@ -296,8 +300,8 @@ class GainConfig(Section):
     arms: tuple[str, ...] | None = Field(None, description="arms to run instead of the study's own; `synthgen arms` lists them")
     seeds: int = Field(10, ge=2, description="classifier seeds; differences are paired by seed")
     committee: int = Field(3, ge=2, description="networks of a committee, on the real and the synthetic side alike")
-    equal_cost_networks: PositiveInt = Field(
-        12, description="networks of the real-only committee that stands for what generator and gate cost (gain=full)"
+    large_committee: PositiveInt = Field(
+        12, description="networks of the larger real-only committee, whose cost is told beside that of generator and gate"
     )
     together: PositiveInt = Field(
         10, description="networks trained side by side in one pass; part of the recipe, since it can change the last bit"
@@ -384,14 +388,6 @@ class RunConfig(Section):
             raise ValueError(f"models names a generator twice: {list(self.models)}")
         if len(set(self.export.formats)) < len(self.export.formats):
             raise ValueError(f"export.formats names a format twice: {list(self.export.formats)}")
-        if self.pool.train and self.pool.labels == "all":
-            needed = {"real_trainval", "synthetic_trainval"}
-            missing = needed - set(needed if self.gain.arms is None else self.gain.arms)
-            if missing:
-                raise ValueError(
-                    f"pool.labels=all shows the generator val's labels, so gain.arms needs {' and '.join(sorted(missing))}: "
-                    "add them, or give pool.labels=train"
-                )
         diffusion = self.generators.diffusion
         if diffusion.guidance != 1 and diffusion.label_dropout == 0:
             raise ValueError(

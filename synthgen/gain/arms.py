@@ -40,7 +40,8 @@ class Recipe:
         start: fresh weights; SimCLR on every real image; first trained on the synthetic images alone; or those of
             `gain.transfer`.
         given: further settings of its training (`models.stacked.Training`), name and value.
-        dial: what the tuned value sets: strength, lr, alpha, smoothing, dropout, share (of a batch, synthetic), confidence.
+        dial: what the tuned value sets: strength, lr, alpha, smoothing, dropout, share (of a batch, synthetic, or of
+            the pool where nothing is), confidence.
         values: the dial's three values; the middle one is taken where nothing is tuned.
     """
 
@@ -87,7 +88,7 @@ RECIPES: dict[str, Recipe] = {
     "simclr": Recipe(start="simclr", dial="lr"),
     "transfer": Recipe(start="transfer", dial="lr"),
     "pseudo_labels": Recipe(unlabelled="pseudo", dial="confidence", values=(0.6, 0.8, 0.95)),
-    "pool_labels": Recipe(unlabelled="pool", dial="lr"),
+    "pool_labels": Recipe(unlabelled="pool", dial="share", values=SHARES),
     "fixmatch": Recipe(unlabelled="fixmatch", dial="confidence", values=(0.6, 0.8, 0.95)),
     "logistic_pixels": Recipe("pixels", "logistic", dial=""),
     "svm_pixels": Recipe("pixels", "svm", dial=""),
@@ -108,7 +109,9 @@ RECIPES: dict[str, Recipe] = {
     "synthetic_pretrain": Recipe(synthetic="", start="synthetic", dial="lr"),
     "synthetic_pseudo": Recipe(synthetic="gated", unlabelled="pseudo", dial="share", values=SHARES),
     "synthetic_pool": Recipe(synthetic="gated", unlabelled="pool", dial="share", values=SHARES),
-    "synthetic_fixmatch": Recipe(synthetic="gated", unlabelled="fixmatch", dial="share", values=SHARES),
+    "synthetic_fixmatch": Recipe(
+        synthetic="gated", unlabelled="fixmatch", given=(("confidence", 0.8),), dial="share", values=SHARES
+    ),
     "synthetic_only": Recipe(labelled="none", synthetic="gated"),
     "synthetic_only_soft": Recipe(labelled="none", synthetic="gated", soft=True),
 }
@@ -123,7 +126,7 @@ class Arm:
         meaning: in the field's words, for the tables.
         role: "" for a fixed recipe. "committee" and "trainval" take the strongest real-only or synthetic network on val,
             as a committee or on all labelled images; "partner" is the strongest real-only recipe with the gated images
-            mixed in; "equal cost" is a real-only committee that costs what the synthetic side costs; "oracle" and "active"
+            mixed in; "large committee" is a real-only committee of more networks; "oracle" and "active"
             are simulations with labels that are hidden from every other arm; "searched" is a search over settings.
         synthetic: whether its images are partly synthetic.
     """
@@ -135,8 +138,8 @@ class Arm:
 
     @property
     def judged(self) -> bool:
-        """Whether val can choose it as the strongest: val and hidden labels weren't trained on."""
-        return self.role not in ("trainval", "oracle", "active")
+        """Whether val can choose it: it was trained on no label of val or hidden one, and the other side has its like."""
+        return self.role not in ("trainval", "oracle", "active", "large committee")
 
 
 def _arms(synthetic: bool, **meanings: str) -> dict[str, Arm]:
@@ -173,7 +176,7 @@ ARMS: dict[str, Arm] = {
     ),
     "real_searched": Arm("", "real, learning rate, decay and augmentation found by a search", "searched"),
     "real_committee": Arm("", "committee of the strongest real-only network", "committee"),
-    "real_committee_equal_cost": Arm("", "real-only committee at the synthetic side's whole cost", "equal cost"),
+    "real_committee_large": Arm("", "larger committee of the strongest real-only network", "large committee"),
     "real_trainval": Arm("", "strongest real-only network on all labelled images (val too)", "trainval"),
     "active_random": Arm("real_aug", "simulation: more labels, drawn at random", "active"),
     "active_margin": Arm("real_aug", "simulation: more labels, smallest margin", "active"),
@@ -273,7 +276,7 @@ def check_arms(asked: Iterable[str] | None, study: str, others: Iterable[str] = 
             what = "with synthetic images" if synthetic else "of real images alone"
             raise ConfigError(f"gain.arms: no arm {what} that val can judge; add {example!r}")
     for name in names:
-        if arm_of(name).role in ("committee", "equal cost", "trainval"):
+        if arm_of(name).role in ("committee", "large committee", "trainval"):
             side = arm_of(name).synthetic
             if not any(_network(other) for other in names if arm_of(other).synthetic == side):
                 example = "synthetic_gated" if side else "real_aug"

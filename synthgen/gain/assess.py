@@ -14,7 +14,7 @@ from synthgen.gain.cells import Cell, Setting
 from synthgen.gain.curve import class_needs, learning_curve
 from synthgen.gain.scores import scores
 from synthgen.gain.stats import class_gains, corrected, paired_interval
-from synthgen.gain.study import Study, vote
+from synthgen.gain.study import Study, plain, vote
 from synthgen.types import UNLABELLED, Batch, ClassGain, Control, CurvePoint, GainReport, GainRow, Interval, LearningCurve
 
 Predictions = Mapping[Cell, np.ndarray]
@@ -125,7 +125,7 @@ def decisive_pairs(study: Study) -> list[tuple[str, str]]:
     against a committee; and the same on all labelled images. The first pair is that of the strongest."""
     pairs = []
     for real in study.contenders:
-        voted = arm_of(real).role in ("committee", "equal cost") and "synthetic_committee" in study.votes
+        voted = arm_of(real).role == "committee" and "synthetic_committee" in study.votes
         pairs.append(("synthetic_committee" if voted else study.single_synthetic, real))
     if "real_trainval" in study.votes and "synthetic_trainval" in study.votes:
         pairs.append(("synthetic_trainval", "real_trainval"))
@@ -147,7 +147,9 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
     right = predicted.argmax(1) == test.images.labels
     share = [done.seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
     on_device = [done.device_seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
-    teachers = _teaching(study, seed) if recipe_of(study.recipes[arm]).taught or arm_of(arm).role == "active" else 0.0
+    teachers = _teaching(study, study.recipes[arm], seed, arm_of(arm).role == "active")
+    if recipe_of(study.recipes[arm]).unlabelled == "pool" and not arm_of(arm).synthetic:
+        teachers += setting.data.pool_s
     tuning = study.tuning_s.get(arm, study.tuning_s.get(study.recipes[arm].removesuffix("@all"), 0.0)) / setting.gain.seeds
     return GainRow(
         arm=arm,
@@ -164,12 +166,20 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
     )
 
 
-def _teaching(study: Study, seed: int) -> float:
-    """Seconds of the networks that taught a seed."""
-    cells = [
-        (cell, done) for cell, done in study.trained.items() if cell.recipe == TEACHER and not cell.extra and not cell.settings
-    ]
-    return sum(done.seconds / len(cell.networks) for cell, done in cells for network in cell.networks if network.seed == seed)
+def _teaching(study: Study, recipe: str, seed: int, active: bool) -> float:
+    """Seconds of the networks that taught a seed: the committee for soft labels, else its first network."""
+    own = recipe_of(recipe)
+    if not own.taught and not active:
+        return 0.0
+    teacher = f"{TEACHER}@all" if recipe.endswith("@all") else TEACHER
+    return sum(
+        done.seconds / len(cell.networks)
+        for cell, done in study.trained.items()
+        for network in cell.networks
+        if (cell.recipe, cell.extra, cell.settings) == (teacher, "", ())
+        and network.seed == seed
+        and (own.soft or network.member == 0)
+    )
 
 
 def _learning_curve(
@@ -188,6 +198,7 @@ def _learning_curve(
         for (size, source, _), found in zip(study.curve, right, strict=True)
     ]
     singles = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).role in ("", "partner")]
+    singles = [arm for arm in singles if plain(recipe_of(study.recipes[arm]))]
     num_train, following = len(setting.data.train), setting.gain.next_images
     arms = {arm: correct[arm].mean(1) for arm in singles}
     curve = learning_curve(

@@ -16,6 +16,7 @@ from safetensors.numpy import save as save_arrays
 
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Source, Stack, one_hot
+from synthgen.errors import ConfigError, TrainingError
 from synthgen.gain import classical
 from synthgen.gain.arms import SETTINGS, Recipe, recipe_of
 from synthgen.gain.data import StudyData, nested
@@ -106,6 +107,9 @@ class Trained:
         return Trained(weights, arrays["val"], **about)
 
 
+TRIED = ("tune", "search")
+"""Cells whose networks val compares and nobody keeps."""
+
 _ABOUT = ("num_real", "num_synthetic", "steps", "seconds", "device_seconds", "chosen")
 
 Teach = Callable[[np.ndarray, int, bool], np.ndarray]
@@ -153,7 +157,14 @@ def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
         sources, num_real, num_synthetic = sources_of(cell, recipe, setting, teach)
     start, steps = _start(cell, recipe, setting), setting.classifier.steps
     module = StackedClassifier(setting.classifier, data.spec, _streams(cell), setting.augment, training_of(cell, recipe), start)
-    _fit(module, sources, cell, setting, steps)
+    try:
+        _fit(module, sources, cell, setting, steps)
+    except TrainingError:
+        if cell.extra not in TRIED:
+            raise
+        # a value that diverges is one that val doesn't choose
+        val = np.full((len(cell.networks), len(data.val), data.spec.num_classes), 1e-9, np.float32)
+        return Trained({}, val, num_real, num_synthetic, steps, time.perf_counter() - started, 0.0, {"diverged": True})
     val = stacked_probabilities(module.network, data.val.images, setting.device)
     weights = {name: tensor.cpu().contiguous().numpy() for name, tensor in module.network.state_dict().items()}
     seconds = time.perf_counter() - started
@@ -190,51 +201,60 @@ def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
     """What a batch is drawn from, and how many real and synthetic images that are.
 
     The synthetic images have the dial's share of each batch (half where the dial sets something else); of the rest,
-    pseudo-labelled images have half.
+    pseudo-labelled images, or those of the pool, have half. Without synthetic images the dial's share is the pool's.
+
+    Raises:
+        ConfigError: batches too small to hold some of each.
     """
     data, s, total = setting.data, len(cell.networks), setting.classifier.batch_size
     real, synthetic = data.real(recipe), data.synthetic(recipe) if recipe.synthetic else None
     classes = data.spec.num_classes
-    sources, num_real = [], len(real)
-    left = total
+    shares: list[tuple[float, Callable[[int], Source], int]] = []  # of what is left of a batch, how to make it, its real images
+    dialled = cell.value if recipe.dial == "share" else 0.5
     if synthetic is not None and len(synthetic):
-        share = cell.value if recipe.dial == "share" else 0.5
-        count = total if not len(real) else min(total - 1, max(1, round(share * total)))
-        left -= count
         targets = _targets(synthetic, recipe, cell, classes, teach)
-        sources.append(Source(synthetic.images, (np.arange(len(synthetic)),) * s, targets, count))
-    if recipe.unlabelled == "pseudo" and left > 1:
+        every = (np.arange(len(synthetic)),) * s
+        shares.append((dialled if len(real) else 1.0, lambda n: Source(synthetic.images, every, targets, n), 0))
+    if recipe.unlabelled == "pseudo":
         guessed = _pseudo_labelled(data.unlabelled, cell, recipe, teach, classes)
-        if guessed is not None:
-            sources.append(Source(*guessed, left // 2))
-            left -= left // 2
-            num_real += round(float(np.mean([len(rows) for rows in guessed[1]])))
+        taken = round(float(np.mean([len(rows) for rows in guessed[1]])))
+        shares.append((0.5, lambda n: Source(*guessed, n), taken))
     if recipe.unlabelled == "pool":
         assert data.pool_labels is not None
-        sources.append(Source.shared(data.pool_labels.images, one_hot(data.pool_labels.labels, classes), s, left // 2))
-        left -= left // 2
-        num_real += len(data.pool_labels)
+        pool, labels = data.pool_labels.images, one_hot(data.pool_labels.labels, classes)
+        shares.append((0.5 if shares else dialled, lambda n: Source.shared(pool, labels, s, n), len(pool)))
     if cell.extra == "oracle":
         more = data.simulated
-        sources.append(Source.shared(more.images, one_hot(more.labels, classes), s, left // 2))
-        left -= left // 2
-        num_real += len(more)
+        shares.append((0.5, lambda n: Source.shared(more.images, one_hot(more.labels, classes), s, n), len(more)))
+    sources, num_real, left = [], len(real), total
+    for share, source, count in shares:
+        number = left if share == 1.0 else min(left - 1, max(1, round(share * left)))
+        if number < 1:
+            raise ConfigError(f"classifier.batch_size={total} is too small to hold some of each kind of image; give 8 or more")
+        sources.append(source(number))
+        left, num_real = left - number, num_real + count
     if len(real):
         if cell.extra.startswith("size"):
-            source, num_real = _sized(cell, setting, left)
+            own, num_real = _sized(cell, setting, left)
         elif recipe.soft and synthetic is None:
-            source = Source(real.images, (np.arange(len(real)),) * s, _targets(real, recipe, cell, classes, teach), left)
+            own = Source(real.images, (np.arange(len(real)),) * s, _targets(real, recipe, cell, classes, teach), left)
         else:
-            source = Source.shared(real.images, one_hot(real.labels, classes), s, left)
-        sources.insert(0, source)
+            own = Source.shared(real.images, one_hot(real.labels, classes), s, left)
+        sources.insert(0, own)
     if recipe.unlabelled == "fixmatch":
-        every = np.arange(len(data.unlabelled))
-        sources.append(Source(data.unlabelled.images, (every,) * s, None, total))
-        num_real += len(every)
+        rows = np.arange(len(data.unlabelled))
+        sources.append(Source(data.unlabelled.images, (rows,) * s, None, total))
+        num_real += len(rows)
     if recipe.start == "simclr":
-        num_real += len(data.unlabelled)
+        num_real += len(_without_labels(recipe, data)) - len(real)
     used = data.synthetic(recipe)
     return sources, num_real, 0 if used is None else len(used)
+
+
+def _without_labels(recipe: Recipe, data: StudyData) -> np.ndarray:
+    """Every real image that a recipe may look at, val only where it may train on it."""
+    reference = [data.reference.images] if data.reference_labelled and recipe.labelled != "all" else []
+    return np.concatenate([data.real(recipe).images, data.unlabelled.images, *reference])
 
 
 def _targets(batch: Batch, recipe: Recipe, cell: Cell, classes: int, teach: Teach | None) -> tuple[np.ndarray, ...]:
@@ -247,13 +267,13 @@ def _targets(batch: Batch, recipe: Recipe, cell: Cell, classes: int, teach: Teac
 
 def _pseudo_labelled(
     images: Batch, cell: Cell, recipe: Recipe, teach: Teach | None, classes: int
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]] | None:
-    """Images on which a seed's real-only network is sure, with its guess (Lee 2013); None where one is sure of none.
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Images on which a seed's real-only network is sure, with its guess (Lee 2013).
 
     Below the threshold nothing is left for a network that is never sure: it takes its surest image a class instead.
     """
     assert teach is not None
-    threshold = cell.value if recipe.dial == "confidence" else 0.8
+    threshold = cell.value if recipe.dial == "confidence" else dict(recipe.given).get("confidence", 0.8)
     rows, targets = {}, {}
     for seed in dict.fromkeys(network.seed for network in cell.networks):
         guess = teach(images.images, seed, False)
@@ -352,7 +372,7 @@ def _start(cell: Cell, recipe: Recipe, setting: Setting) -> list[Mapping[str, to
         return [data.pretrained] * s
     if recipe.start == "simclr":
         config = setting.classifier.model_copy(update={"steps": setting.gain.pretrain_steps})
-        images = np.concatenate([data.train.images, data.unlabelled.images])
+        images = _without_labels(recipe, data)
         blank = np.zeros((len(images), data.spec.num_classes), np.float32)
         sources = [Source.shared(images, blank, s, min(2 * config.batch_size, len(images)))]
         simclr = SimCLR(config, data.spec, _streams(cell), setting.augment)

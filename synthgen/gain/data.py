@@ -30,6 +30,7 @@ class StudyData:
         pretrained: weights of `ClassifierNetwork` that the transfer arm starts from (some of them), or None.
         pretrained_note: what was taken up of it, and what wasn't.
         backbone: a pre-trained extractor for the transfer probe, images -> (n, d); None without one.
+        pool_s: seconds that the pool's labels took.
         made_in_s: seconds that the generator, its samples and the gate took.
     """
 
@@ -48,6 +49,7 @@ class StudyData:
     pretrained: Mapping[str, Tensor] | None = None
     pretrained_note: str = ""
     backbone: Callable[[np.ndarray], np.ndarray] | None = None
+    pool_s: float = 0.0
     made_in_s: float = 0.0
 
     @property

@@ -10,9 +10,9 @@ import numpy as np
 
 from synthgen.config.schema import GainConfig
 from synthgen.errors import ConfigError
-from synthgen.gain.arms import RECIPES, TEACHER, arm_of, partner_of, recipe_of
+from synthgen.gain.arms import RECIPES, TEACHER, Recipe, arm_of, partner_of, recipe_of
 from synthgen.gain.cells import Cell, Network, Setting, Trained
-from synthgen.gain.data import why_not
+from synthgen.gain.data import StudyData, why_not
 from synthgen.gain.stats import paired_interval
 from synthgen.types import Batch
 
@@ -20,6 +20,9 @@ Train = Callable[[Sequence[Cell], Sequence[Cell]], dict[Cell, Trained]]
 """(cells, cells of `TEACHER` whose networks teach them) -> the finished cells."""
 
 TRIALS_AT_ONCE = 4
+
+_FOLLOWERS = ("committee", "large committee", "trainval")
+"""Roles whose recipe is that of the strongest arm on val."""
 
 
 @dataclass
@@ -61,13 +64,7 @@ def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
         ConfigError: no real-only arm, or none with synthetic images, is left that val can judge.
     """
     study, gain = Study(), setting.gain
-    study.skipped = {arm: why for arm in arms if (why := why_not(arm, setting.data))}
-    fixed = [arm for arm in arms if arm not in study.skipped and arm_of(arm).recipe and not arm_of(arm).role]
-    for synthetic in (False, True):
-        if not any(arm_of(arm).synthetic == synthetic for arm in fixed):
-            kind = "with synthetic images" if synthetic else "of real images alone"
-            reasons = "; ".join(f"{arm!r} can't run: {why}" for arm, why in study.skipped.items())
-            raise ConfigError(f"gain.arms: no arm {kind} is left that val can judge{f' ({reasons})' if reasons else ''}")
+    study.skipped, fixed = allowed(arms, setting.data)
     roles = {arm_of(arm).role for arm in arms if arm not in study.skipped}
     recipes = dict.fromkeys(arm_of(arm).recipe for arm in fixed)
     teach = any(recipe_of(recipe).taught for recipe in recipes) or "active" in roles
@@ -99,6 +96,28 @@ def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     return study
 
 
+def allowed(arms: Sequence[str], data: StudyData) -> tuple[dict[str, str], list[str]]:
+    """Arms that the images at hand don't allow, with the reason, and the others that have a recipe of their own.
+
+    Raises:
+        ConfigError: no real-only arm, or none with synthetic images, is left that val can judge, or that followers are made of.
+    """
+    skipped = {arm: why for arm in arms if (why := why_not(arm, data))}
+    fixed = [arm for arm in arms if arm not in skipped and arm_of(arm).recipe and not arm_of(arm).role]
+    reasons = "; ".join(f"{arm!r} can't run: {why}" for arm, why in skipped.items())
+    because = f" ({reasons})" if reasons else ""
+    for synthetic in (False, True):
+        kind = "with synthetic images" if synthetic else "of real images alone"
+        own = [arm for arm in fixed if arm_of(arm).synthetic == synthetic]
+        if not own:
+            raise ConfigError(f"gain.arms: no arm {kind} is left that val can judge{because}")
+        followers = [arm for arm in arms if arm_of(arm).role in _FOLLOWERS and arm_of(arm).synthetic == synthetic]
+        recipes = [recipe_of(arm_of(arm).recipe) for arm in own]
+        if followers and not any(recipe.kind == "network" and recipe.labelled != "none" for recipe in recipes):
+            raise ConfigError(f"gain.arms: {followers[0]!r} is made of a network {kind}, and none is left{because}; add one")
+    return skipped, fixed
+
+
 def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
     """The arms that depend on what val has chosen, and the simulations."""
     gain = setting.gain
@@ -114,19 +133,19 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
             study.votes["synthetic_partner"] = _votes(study, partner, gain, 1)
             study.recipes["synthetic_partner"] = partner
             _choose_single(study, setting)
-    sides = {arm_of(arm).synthetic for arm in arms if arm_of(arm).role in ("committee", "equal cost", "trainval")}
-    networks = {side: study.recipes[_best_network(study, setting, side)] for side in sides}
+    asked = {(arm_of(arm).synthetic, arm_of(arm).role != "trainval") for arm in arms if arm_of(arm).role in _FOLLOWERS}
+    best = {(side, network): study.recipes[_best_single(study, setting, side, network)] for side, network in asked}
     wanted: dict[str, int] = {}
     for arm in arms:
         role, side = arm_of(arm).role, arm_of(arm).synthetic
-        if role in ("committee", "equal cost"):
-            number = gain.committee if role == "committee" else gain.equal_cost_networks
-            wanted[networks[side]] = max(number, wanted.get(networks[side], 1))
-            study.recipes[arm] = networks[side]
+        if role in ("committee", "large committee"):
+            number = gain.committee if role == "committee" else gain.large_committee
+            recipe = best[side, True]
+            wanted[recipe], study.recipes[arm] = max(number, wanted.get(recipe, 1)), recipe
         elif role == "trainval":
-            recipe = f"{networks[side]}@all"
-            if networks[side] in study.tuned:
-                study.tuned[recipe] = study.tuned[networks[side]]
+            recipe = f"{best[side, False]}@all"
+            if best[side, False] in study.tuned:
+                study.tuned[recipe] = study.tuned[best[side, False]]
             wanted[recipe], study.recipes[arm] = 1, recipe
     taught = {recipe: number for recipe, number in wanted.items() if recipe.endswith("@all") and recipe_of(recipe).taught}
     _train(study, {recipe: number for recipe, number in wanted.items() if recipe not in taught}, setting, train, teachers)
@@ -137,8 +156,8 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
         _train(study, taught, setting, train, [cell for cell in study.trained if cell.recipe == better])
     for arm in arms:
         role = arm_of(arm).role
-        if role in ("committee", "equal cost", "trainval"):
-            number = {"committee": gain.committee, "equal cost": gain.equal_cost_networks, "trainval": 1}[role]
+        if role in _FOLLOWERS:
+            number = {"committee": gain.committee, "large committee": gain.large_committee, "trainval": 1}[role]
             study.votes[arm] = _votes(study, study.recipes[arm], gain, number)
         elif role in ("oracle", "active"):
             extra = role if role == "oracle" else f"active {arm.removeprefix('active_')}"
@@ -263,19 +282,16 @@ def _choose_single(study: Study, setting: Setting) -> None:
     study.single_synthetic = _strongest(study, setting, [arm for arm, synthetic in singles.items() if synthetic])
 
 
-def _best_network(study: Study, setting: Setting, synthetic: bool) -> str:
-    """The strongest arm of one network, classical models excepted; the real-only `TEACHER`'s if there is no other."""
+def _best_single(study: Study, setting: Setting, synthetic: bool, network: bool) -> str:
+    """The strongest arm that stands alone and trains on real images; without classical models where it is to be a network."""
     arms = [
         arm
         for arm in study.votes
         if arm_of(arm).synthetic == synthetic
         and arm_of(arm).role in ("", "partner")
-        and recipe_of(study.recipes[arm]).kind == "network"
+        and (recipe_of(study.recipes[arm]).kind == "network" or not network)
         and recipe_of(study.recipes[arm]).labelled != "none"
     ]
-    if not arms:
-        side = "with synthetic images" if synthetic else "of real images alone"
-        raise ConfigError(f"gain.arms: committees and arms on all labelled images need a network {side}; add one")
     return _strongest(study, setting, arms)
 
 
@@ -334,10 +350,11 @@ def sizes(num_train: int, num_labelled: int, num_simulated: int, num_classes: in
 def _curve(study: Study, setting: Setting, train: Train) -> None:
     """The strongest real-only recipe that is trained on labelled images alone, at each size."""
     gain, data = setting.gain, setting.data
-    plain = [arm for arm in study.votes if not arm_of(arm).synthetic and not arm_of(arm).role and _plain(study.recipes[arm])]
-    if not plain:
+    real = [arm for arm in study.votes if not arm_of(arm).synthetic and not arm_of(arm).role]
+    arms = [arm for arm in real if plain(recipe_of(study.recipes[arm]))]
+    if not arms:
         return
-    study.curve_recipe = study.recipes[_strongest(study, setting, plain)]
+    study.curve_recipe = study.recipes[_strongest(study, setting, arms)]
     value = study.tuned.get(study.curve_recipe, _middle(study.curve_recipe))
     wanted = sizes(len(data.train), len(data.labelled), len(data.simulated), data.spec.num_classes)
     cells = {
@@ -351,6 +368,6 @@ def _curve(study: Study, setting: Setting, train: Train) -> None:
         study.curve.append((size, source, votes))
 
 
-def _plain(recipe: str) -> bool:
-    own = recipe_of(recipe)
-    return own.kind == "network" and own.start == "fresh" and not own.taught and not own.unlabelled and own.labelled == "train"
+def plain(own: Recipe) -> bool:
+    """Whether nothing but labelled images, real or synthetic, goes into a network: then a gain is worth so many real images."""
+    return own.kind == "network" and own.start in ("fresh", "synthetic") and not own.taught and not own.unlabelled

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -> tuple[Verdict, tuple[str, ...]]:
-    """use: every interval lies above 0. reject: one of them stays below a gain worth having. Else more evidence is needed.
+    """use: every interval lies above 0. reject: that against the strongest real-only arm, or on all labelled images, stays
+    below a gain worth having, or that against another arm which may be the strongest stays below 0. Else more evidence is needed.
 
     All have to hold, so they need no correction for being several (an intersection-union test, Berger 1982).
 
@@ -38,7 +39,7 @@ def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -
         )
     if intervals and all(i.low > 0 for i in intervals):
         return "use", tuple(reasons)
-    hopeless = [i for i in intervals if i.low <= 0 and i.high < max(smallest_gain, 1e-12)]
+    hopeless = [i for i in intervals if i.high < (0.0 if i in others else max(smallest_gain, 1e-12)) and i.low <= 0]
     if hopeless:
         worst = min(hopeless, key=lambda i: i.high)
         harm = "it harms" if worst.high < 0 else f"it can't bring {smallest_gain} points, the smallest gain worth having"
@@ -132,6 +133,7 @@ def controls(found: Found, decisive: Sequence[tuple[str, str]]) -> tuple[Control
         _copies(found),
         _teacher(found),
         _near_duplicates(found, decisive[0]),
+        _stand_in(found),
         _ceiling(found),
         _cost(found),
         _luck(found, decisive),
@@ -153,11 +155,20 @@ def _equal_information(found: Found) -> Control | None:
 
 def _equal_steps(found: Found) -> Control:
     steps = {row.steps for row in found.rows if row.steps}
-    answer = f"every network was trained for {min(steps)} steps" if len(steps) == 1 else f"steps differ: {sorted(steps)}"
-    extra = [arm for arm in ("simclr", "synthetic_pretrain") if arm in found.correct]
-    if extra:
-        answer += f"; {' and '.join(extra)} had pre-training beside"
-    return Control("Do both sides train as long?", answer, len(steps) != 1)
+    answer = f"every network was trained for {', '.join(map(str, sorted(steps))) or 'no'} steps"
+    before = [arm for arm in ("simclr", "synthetic_pretrain") if arm in found.correct]
+    more = [arm for arm in ("fixmatch", "synthetic_fixmatch") if arm in found.correct]
+    answer += f"; {' and '.join(before)} had pre-training beside" if before else ""
+    answer += f"; {' and '.join(more)} saw unlabelled images in the same steps" if more else ""
+    return Control("Do both sides train as long?", answer, len(steps) > 1)
+
+
+def _stand_in(found: Found) -> Control | None:
+    i = found.interval("synthetic_only", found.study.single_real)
+    if i is None:
+        return None
+    question = "Could the synthetic images be given away in place of the real ones?"
+    return Control(question, f"trained on them alone: {_said(i)}; at most 2 points below is the usual aim", i.low < -2)
 
 
 def _copies(found: Found) -> Control:
@@ -202,19 +213,20 @@ def _ceiling(found: Found) -> Control | None:
 
 
 def _cost(found: Found) -> Control | None:
-    arm = "real_committee_equal_cost"
+    arm = "real_committee_large"
     i = found.interval(found.study.best_synthetic, arm) if arm in found.correct else None
     if i is None:
         return None
     spent = found.setting.data.made_in_s + found.seconds(found.study.best_synthetic)
     answer = f"{_said(i)}; it cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"
-    return Control("Would more real-only networks do as well for what generator and gate cost?", answer, i.low <= 0)
+    return Control("Would a larger real-only committee do as well, instead of generator and gate?", answer, i.low <= 0)
 
 
 def _luck(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     every = [found.intervals[pair] for pair in decisive]
     pairs = [every[0], *(i for i in every[1:] if i.baseline == "real_trainval" or i.p == max(e.p for e in every))]
     answer = "; ".join(_chances(i) for i in pairs)
+    answer += ". One generator was trained, on one draw of the labelled images: no interval here covers another draw"
     return Control("Could it be luck of seeds or test images?", answer, any(i.p > 0.05 for i in every))
 
 

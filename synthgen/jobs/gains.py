@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from synthgen import storage
+from synthgen.errors import ConfigError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import assess, cells, study
 from synthgen.gain.cells import Cell, Network, Setting, Trained
@@ -21,6 +22,7 @@ from synthgen.jobs.candidates import candidates_digest, load_candidates
 from synthgen.jobs.gates import Judging, check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
+from synthgen.metrics import extractors
 from synthgen.shards import raw
 from synthgen.types import UNLABELLED, Batch, GainReport, Progress, Silent
 from synthgen.workers import Pool
@@ -101,6 +103,8 @@ class Contest:
         found |= {f"other {each.name}": " ".join(each.digest) for each in self.others}
         if self.networks is not None:
             found["features"] = storage.folder_digest(self.networks)
+            if self.order.config.features.extractor != "domain":
+                found["extractor"] = extractors.check(self.order.config.features)
         if self.order.config.pool.train:
             found["pool"] = storage.folder_digest(pools.folder_of(self.split))
         if self.order.config.gain.transfer:
@@ -136,6 +140,7 @@ def _setting(contest: Contest) -> Setting:
         pretrained=start.weights if start is not None else None,
         pretrained_note=start.note if start is not None else "",
         backbone=start.embed if start is not None else None,
+        pool_s=storage.seconds(pools.folder_of(split)) if order.config.pool.train else 0.0,
         made_in_s=contest.made_in_s,
     )
     return Setting(data, order.config.classifier, order.config.augment, order.config.gain, order.device)
@@ -246,6 +251,38 @@ def preference(score: dict[str, Any], min_keep: float) -> tuple[int, bool, float
     """Sorts generators, the best first: by the gate's verdict, whether enough was kept, cross-entropy on val."""
     rank = {"accept": 0, "insufficient evidence": 1, "reject": 2}
     return rank[score["gate"]], score["kept"] < min_keep, score["val_loss"]
+
+
+def check_study(order: Order, split: Split, models: Sequence[str] = ()) -> None:
+    """Refuses arms that can't be run, before anything is trained.
+
+    Args:
+        models: generators of the run, which arms of other generators may name.
+
+    Raises:
+        ConfigError: unknown arms, or too few that the images allow.
+    """
+    config = order.config.gain
+    arms = gain_arms.check_arms(config.arms, config.study, models)
+    for name in arms:
+        if name.startswith(gain_arms.OTHER_GENERATOR) and name.removeprefix(gain_arms.OTHER_GENERATOR) not in models:
+            raise ConfigError(f"gain.arms: {name!r}: no such generator in models={list(models)}; add it there")
+    train = split.role("train")
+    # any samples stand for those that will be: what isn't known yet is not refused
+    data = StudyData(
+        split.spec, train, split.role("val"), split.role("reference"), split.role("pool"), train, train, train,
+        others=dict.fromkeys(models, train),
+        pool_labels=train if order.config.pool.train else None,
+        truth=np.zeros(len(split.role("reference")) + len(split.role("pool")), np.int64) if config.simulate else None,
+        features=lambda images: np.zeros((len(images), 1), np.float32),
+        pretrained={} if config.transfer else None,
+        backbone=(lambda images: np.zeros((len(images), 1), np.float32)) if config.transfer else None,
+    )  # fmt: skip
+    study.allowed(arms, data)
+    if config.transfer:
+        transfer.read(Path(config.transfer), order, split)
+    if order.config.pool.train and not len(split.role("pool")):
+        raise ConfigError(pools.NO_POOL)
 
 
 def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:

@@ -14,9 +14,11 @@ from synthgen.gain.data import StudyData
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
 from synthgen.shards import raw
-from synthgen.types import UNLABELLED, Batch
+from synthgen.types import Batch
 
 LABELS = "pseudo.parquet"
+
+NO_POOL = "pool.train: there are no unlabelled images; give split.pool or data.unlabelled, or leave pool.train out"
 
 FIXMATCH = 0.8
 """Threshold of the committee's FixMatch: the middle one of its dial."""
@@ -30,25 +32,21 @@ def folder_of(split: Split) -> Path:
 def label_pool(order: Order, split: Split, out: Path) -> None:
     """Split -> out/pseudo.parquet: images of the pool with the class that a committee gives them, and out/pool.json.
 
-    The committee learns from the labelled images and, by FixMatch (Sohn et al. 2020) or in rounds of pseudo-labels (Lee
-    2013), from the pool. So do diffusion models and semi-supervised classifiers help each other (You et al. 2023, "DPT").
+    The committee learns from the train fold (not from val, which is to judge what comes of it) and, by FixMatch (Sohn et
+    al. 2020) or in rounds of pseudo-labels (Lee 2013), from the pool. So do diffusion models and semi-supervised
+    classifiers help each other (You et al. 2023, "DPT").
 
     Raises:
         DataError: there is no pool, or no committee is sure of any image.
     """
     config, pool = order.config, split.role("pool")
     if not len(pool):
-        raise DataError("pool.train: there are no unlabelled images; give split.pool or data.unlabelled, or leave pool.train out")
-    settings = {**order.section("classifier", "augment", "pool", "gain"), "device": order.device}
+        raise DataError(NO_POOL)
+    settings = {**order.section("classifier", "augment", "pool"), "device": order.device}
     with order.stage(out, "pool", settings, {"split": split.digest}) as work:
         if not work.done:
             none = pool.take(np.zeros(0, np.int64))
-            labelled = [split.role("train")]
-            if config.pool.labels == "all":
-                reference = split.role("reference")
-                labelled += [split.role("val"), reference.take(reference.labels != UNLABELLED)]
-            train = Batch.concatenate(labelled)
-            data = StudyData(split.spec, train, split.role("val"), none, pool, none, none, none)
+            data = StudyData(split.spec, split.role("train"), split.role("val"), none, pool, none, none, none)
             setting = Setting(data, config.classifier, config.augment, config.gain, order.device)
             guess = _guess(order, setting, pool)
             sure = guess.max(1) >= config.pool.confidence
@@ -73,7 +71,7 @@ def _guess(order: Order, setting: Setting, pool: Batch) -> np.ndarray:
     own = order.config.pool
     networks = tuple(Network(0, member) for member in range(own.networks))
     first = Cell("fixmatch", FIXMATCH, networks) if own.method == "fixmatch" else Cell("real_aug", 1.0, networks)
-    rounds = 0 if own.method == "fixmatch" else own.rounds
+    rounds = 0 if own.method == "fixmatch" else own.rounds or 2
     order.progress.start("pool", 1 + rounds)
     teach = _committee(first, cells.train_cell(first, setting, None), setting)
     order.progress.advance("pool")

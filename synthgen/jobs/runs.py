@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from synthgen import storage, tracking, training
-from synthgen.errors import DataError
+from synthgen.errors import ConfigError, DataError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.exports import export
-from synthgen.jobs.gains import Contest, Judged, gain, select
+from synthgen.jobs.gains import Contest, Judged, check_study, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
 from synthgen.jobs.generators import check_generator, generate, train
 from synthgen.jobs.order import CANDIDATES, Order
@@ -92,6 +92,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         audit(order, out)
         split = Split.open(out)
         check_sizes(order, split)
+        check_study(order, split, config.models)
         for model in config.models:
             check_generator(order, split, model)
         quiet = replace(order, progress=Silent())
@@ -132,11 +133,15 @@ def assess(
     """
     gain_arms.check_arms(order.config.gain.arms, order.config.gain.study)
     check_extractor(order)
+    if order.config.pool.train:
+        raise ConfigError("pool.train is for generators that are trained here, and these images are there already; leave it out")
     if not candidates.exists():
         raise DataError(f"{candidates}: no such file or folder; --candidates takes a folder of images, an export, or a .tar")
     with storage.lock(out), Pool(order.workers) as pool:
         split = open_or_make_split(order, real, out)
         check_sizes(order, split)
+        if study_gain:
+            check_study(order, split)
         _, _, digest = load_candidates(candidates, split.spec, order.config)
         name = candidates.stem
         if judged is None:

@@ -47,7 +47,8 @@ def digest(folder: Path) -> str:
     if (folder / EXTRACTOR).is_file():
         return storage.sha256_file(folder / EXTRACTOR)
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-        return storage.sha256_file(folder / "model.safetensors")
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        return storage.sha256_json({path.name: storage.sha256_file(path) for path in files})
     raise CheckpointError(
         f"gain.transfer={folder}: neither a run's features/ folder ({EXTRACTOR}) nor a transformers folder "
         "(config.json, model.safetensors)"

@@ -128,7 +128,7 @@ def test_names_of_cells_are_fit_for_files_and_tell_them_apart():
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_dial_sets_what_it_names_and_nothing_else(name):
     recipe = RECIPES[name]
-    base = Training(policy=recipe.policy, mixing=recipe.mixing)
+    base = replace(Training(policy=recipe.policy, mixing=recipe.mixing), **dict(recipe.given))
     field = "weight_decay" if recipe.dial == "decay" else recipe.dial
     for value in recipe.values if recipe.dial else (0.0,):
         found = training_of(cell_of(name, value=value), recipe)

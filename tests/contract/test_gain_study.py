@@ -18,7 +18,7 @@ from synthgen.gain.study import Study, conduct, score, sizes, vote
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 NUM_VAL = 60
-CONFIG = GainConfig(seeds=4, committee=3, equal_cost_networks=5, tune_seeds=2, together=4, curve=False, trials=6)
+CONFIG = GainConfig(seeds=4, committee=3, large_committee=5, tune_seeds=2, together=4, curve=False, trials=6)
 PLAIN = ("real_aug", "synthetic_gated")
 Right = int | tuple[int, float] | tuple[int, float, int]
 
@@ -276,12 +276,12 @@ def test_a_committee_is_of_the_strongest_network_of_its_side(setting):
 
 
 def test_committees_of_the_same_recipe_share_their_networks(setting):
-    arms = ("real_aug", "real_committee", "real_committee_equal_cost", "synthetic_gated")
+    arms = ("real_aug", "real_committee", "real_committee_large", "synthetic_gated")
     fake = Fake()
     study = done(arms, setting, fake)
     assert sorted(fake.networks("real_aug")) == [Network(seed, member) for seed in range(4) for member in range(5)]
     assert {len(each) for each in study.votes["real_committee"]} == {3}
-    assert {len(each) for each in study.votes["real_committee_equal_cost"]} == {5}
+    assert {len(each) for each in study.votes["real_committee_large"]} == {5}
     assert {len(each) for each in study.votes["real_aug"]} == {1}
 
 
@@ -459,7 +459,7 @@ def test_classical_arms_alone_are_a_study_without_committees(setting):
 
 
 def test_a_committee_of_no_network_is_refused(setting):
-    with pytest.raises(ConfigError, match="committees and arms on all labelled images need a network of real images alone"):
+    with pytest.raises(ConfigError, match="'real_committee' is made of a network of real images alone, and none is left"):
         done(("svm_pixels", "synthetic_gated", "real_committee"), setting)
 
 

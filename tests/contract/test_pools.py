@@ -91,7 +91,10 @@ def test_the_study_may_use_the_same_labels(split, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [(["split.pool=0"], "there are no unlabelled images"), (["pool.confidence=1.0"], "the committee is sure of none of 100 images")],
+    [
+        (["split.pool=0"], "there are no unlabelled images"),
+        (["pool.confidence=1.0"], "the committee is sure of none of 100 images"),
+    ],
 )
 def test_a_pool_that_helps_nobody_is_refused(settings, message, tmp_path: Path):
     order = jobs.Order(config(*settings, "classifier.steps=4"))
@@ -100,7 +103,6 @@ def test_a_pool_that_helps_nobody_is_refused(settings, message, tmp_path: Path):
         pools.label_pool(order, Split.open(tmp_path), tmp_path / "pool")
 
 
-def test_labels_of_val_ask_for_a_study_on_all_labelled_images():
-    with pytest.raises(ConfigError, match="real_trainval and synthetic_trainval"):
-        config("gain.arms=[real_aug,synthetic_gated]")
-    assert config("gain.arms=[real_aug,synthetic_gated]", "pool.labels=train").pool.labels == "train"
+def test_rounds_are_for_pseudo_labels():
+    with pytest.raises(ConfigError, match="rounds is for method=pseudo"):
+        config("pool.rounds=3")
