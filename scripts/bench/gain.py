@@ -9,8 +9,9 @@ lightning     one plain `pytorch_lightning.Trainer` a network: TensorDataset, Da
 bare          forward, backward and optimiser of the stacked networks on one fixed batch, over the same processes: the bound
 
 `one by one` and `lightning` have the machine to themselves, with torch's own number of threads and with one; the faster
-counts. All train the same network for the same steps on as many images; wall seconds, medians; processes are started before the clock. Digits: 5 seeds,
-1x8x8, width 16, batch 32. On a GPU also the 32x32 network of size=base (width 64, batch 128), 10 seeds.
+counts. All train the same network for the same steps on as many images; wall seconds, medians; processes are started before
+the clock. Digits: 5 seeds, 1x8x8, width 16, batch 32. On a GPU also the 32x32 network of size=base (width 64, batch 128), 10
+seeds.
 """
 
 from __future__ import annotations
