@@ -67,6 +67,8 @@ def test_an_override_wins_over_recipe_and_size():
     assert config.generators.vae.beta == 0.5
     assert load("digits", ["gain={seeds: 4}"]).gain.seeds == 4
     assert load("digits", ["gain=full"]).gain.study == "full"
+    assert load("digits-pool", ["gain=full"]).gain.arms is None, "a study's own arms, whatever the recipe lists"
+    assert load("digits-pool", ["gain=full", "gain.arms=[real_aug,synthetic_gated]"]).gain.arms == ("real_aug", "synthetic_gated")
     assert load("folder", ["data.path='a b, (c)=d'"]).data.path == "a b, (c)=d"
 
 

@@ -13,7 +13,7 @@ from synthgen.config.schema import RunConfig
 from synthgen.errors import ConfigError, DataError
 from synthgen.gate import signals
 from synthgen.jobs import pools
-from synthgen.jobs.gains import Contest, Judged, _setting
+from synthgen.jobs.gains import Contest, Judged, _setting, check_study
 from synthgen.jobs.gates import Judging
 from synthgen.jobs.real import Split
 from synthgen.shards import raw
@@ -106,3 +106,21 @@ def test_a_pool_that_helps_nobody_is_refused(settings, message, tmp_path: Path):
 def test_rounds_are_for_pseudo_labels():
     with pytest.raises(ConfigError, match="rounds is for method=pseudo"):
         config("pool.rounds=3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["gain.arms=[real_aug,generator_gan,synthetic_gated]"], "'generator_gan': no such generator"),
+        (["gain.arms=[transfer,synthetic_gated]"], "no arm of real images alone is left .*gain.transfer=FOLDER"),
+        (["gain.arms=[svm_pixels,real_committee,synthetic_gated]"], "'real_committee' is made of"),
+    ],
+)
+def test_arms_that_cannot_be_run_are_refused_before_anything_is_trained(split, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check_study(jobs.Order(config(*settings)), split, ["vae"])
+
+
+def test_a_study_that_can_be_run_is_let_through(split):
+    check_study(jobs.Order(config("gain=full")), split, ["vae", "gan"])
+    check_study(jobs.Order(config("gain.arms=[real_aug,pool_labels,generator_gan,synthetic_gated]")), split, ["vae", "gan"])
