@@ -164,9 +164,11 @@ def _equal_steps(found: Found) -> Control:
 
 
 def _stand_in(found: Found) -> Control | None:
-    i = found.interval("synthetic_only", found.study.single_real)
-    if i is None:
+    rivals = [arm for arm in found.study.contenders if arm_of(arm).role == ""] or [found.study.single_real]
+    against = [i for arm in rivals if (i := found.interval("synthetic_only", arm)) is not None]
+    if not against:
         return None
+    i = min(against, key=lambda i: i.low)  # the strongest that val leaves open
     question = "Could the synthetic images be given away in place of the real ones?"
     return Control(question, f"trained on them alone: {_said(i)}; at most 2 points below is the usual aim", i.low < -2)
 
