@@ -125,9 +125,10 @@ class Arm:
         recipe: of each of its networks; "" where the study finds it on val (see `role`).
         meaning: in the field's words, for the tables.
         role: "" for a fixed recipe. "committee" and "trainval" take the strongest real-only or synthetic network on val,
-            as a committee or on all labelled images; "partner" is the strongest real-only recipe with the gated images
-            mixed in; "large committee" is a real-only committee of more networks; "oracle" and "active"
-            are simulations with labels that are hidden from every other arm; "searched" is a search over settings.
+            as a committee or on all labelled images, "classical trainval" the strongest classical model; "partner" is the
+            strongest real-only recipe with the gated images mixed in; "large committee" is a real-only committee of more
+            networks; "oracle" and "active" are simulations with labels that are hidden from every other arm; "searched" is a
+            search over settings.
         synthetic: whether its images are partly synthetic.
     """
 
@@ -139,7 +140,7 @@ class Arm:
     @property
     def judged(self) -> bool:
         """Whether val can choose it: it was trained on no label of val or hidden one, and the other side has its like."""
-        return self.role not in ("trainval", "oracle", "active", "large committee")
+        return self.role not in ("trainval", "classical trainval", "oracle", "active", "large committee")
 
 
 def _arms(synthetic: bool, **meanings: str) -> dict[str, Arm]:
@@ -178,6 +179,7 @@ ARMS: dict[str, Arm] = {
     "real_committee": Arm("", "committee of the strongest real-only network", "committee"),
     "real_committee_large": Arm("", "larger committee of the strongest real-only network", "large committee"),
     "real_trainval": Arm("", "strongest real-only network on all labelled images (val too)", "trainval"),
+    "classical_trainval": Arm("", "strongest classical model on all labelled images (val too)", "classical trainval"),
     "active_random": Arm("real_aug", "simulation: more labels, drawn at random", "active"),
     "active_margin": Arm("real_aug", "simulation: more labels, smallest margin", "active"),
     "active_entropy": Arm("real_aug", "simulation: more labels, largest entropy", "active"),
@@ -215,6 +217,7 @@ QUICK = (
     "pool_labels",
     "real_committee",
     "real_trainval",
+    "classical_trainval",
     "oracle",
     "synthetic_gated",
     "synthetic_ungated",

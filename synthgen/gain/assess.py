@@ -129,6 +129,8 @@ def decisive_pairs(study: Study) -> list[tuple[str, str]]:
         pairs.append(("synthetic_committee" if voted else study.single_synthetic, real))
     if "real_trainval" in study.votes and "synthetic_trainval" in study.votes:
         pairs.append(("synthetic_trainval", "real_trainval"))
+    if "classical_trainval" in study.votes and "synthetic_trainval" in study.votes:
+        pairs.append(("synthetic_trainval", "classical_trainval"))
     return pairs
 
 
@@ -141,7 +143,7 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
     voters = study.votes[arm][seed]
     trained = [study.trained[cell] for cell, _ in voters]
     on_val = None
-    if arm_of(arm).role != "trainval":
+    if "trainval" not in arm_of(arm).role:
         on_val = scores(vote(study, arm, seed).astype(np.float64), setting.data.val.labels)
     clean = np.array([key not in test.near for key in test.images.keys])
     right = predicted.argmax(1) == test.images.labels

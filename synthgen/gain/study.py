@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -133,19 +133,25 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
             study.votes["synthetic_partner"] = _votes(study, partner, gain, 1)
             study.recipes["synthetic_partner"] = partner
             _choose_single(study, setting)
-    asked = {(arm_of(arm).synthetic, arm_of(arm).role != "trainval") for arm in arms if arm_of(arm).role in _FOLLOWERS}
-    best = {(side, network): study.recipes[_best_single(study, setting, side, network)] for side, network in asked}
+    sides = {arm_of(arm).synthetic for arm in arms if arm_of(arm).role in _FOLLOWERS}
+    best = {side: study.recipes[_best_single(study, setting, side, "network")] for side in sides}
     wanted: dict[str, int] = {}
     for arm in arms:
         role, side = arm_of(arm).role, arm_of(arm).synthetic
         if role in ("committee", "large committee"):
             number = gain.committee if role == "committee" else gain.large_committee
-            recipe = best[side, True]
+            recipe = best[side]
             wanted[recipe], study.recipes[arm] = max(number, wanted.get(recipe, 1)), recipe
+        elif role == "classical trainval":
+            classical = _best_single(study, setting, False, "classical")
+            if not classical:
+                study.skipped[arm] = "there is no classical arm"
+                continue
+            wanted[f"{study.recipes[classical]}@all"], study.recipes[arm] = 1, f"{study.recipes[classical]}@all"
         elif role == "trainval":
-            recipe = f"{best[side, False]}@all"
-            if best[side, False] in study.tuned:
-                study.tuned[recipe] = study.tuned[best[side, False]]
+            recipe = f"{best[side]}@all"
+            if best[side] in study.tuned:
+                study.tuned[recipe] = study.tuned[best[side]]
             wanted[recipe], study.recipes[arm] = 1, recipe
     taught = {recipe: number for recipe, number in wanted.items() if recipe.endswith("@all") and recipe_of(recipe).taught}
     _train(study, {recipe: number for recipe, number in wanted.items() if recipe not in taught}, setting, train, teachers)
@@ -156,8 +162,8 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
         _train(study, taught, setting, train, [cell for cell in study.trained if cell.recipe == better])
     for arm in arms:
         role = arm_of(arm).role
-        if role in _FOLLOWERS:
-            number = {"committee": gain.committee, "large committee": gain.large_committee, "trainval": 1}[role]
+        if role in _FOLLOWERS or (role == "classical trainval" and arm in study.recipes):
+            number = {"committee": gain.committee, "large committee": gain.large_committee}.get(role, 1)
             study.votes[arm] = _votes(study, study.recipes[arm], gain, number)
         elif role in ("oracle", "active"):
             extra = role if role == "oracle" else f"active {arm.removeprefix('active_')}"
@@ -282,17 +288,17 @@ def _choose_single(study: Study, setting: Setting) -> None:
     study.single_synthetic = _strongest(study, setting, [arm for arm, synthetic in singles.items() if synthetic])
 
 
-def _best_single(study: Study, setting: Setting, synthetic: bool, network: bool) -> str:
-    """The strongest arm that stands alone and trains on real images; without classical models where it is to be a network."""
+def _best_single(study: Study, setting: Setting, synthetic: bool, kind: Literal["network", "classical"]) -> str:
+    """The strongest arm of its kind that stands alone and trains on real images; empty if there is none."""
     arms = [
         arm
         for arm in study.votes
         if arm_of(arm).synthetic == synthetic
         and arm_of(arm).role in ("", "partner")
-        and (recipe_of(study.recipes[arm]).kind == "network" or not network)
+        and (recipe_of(study.recipes[arm]).kind == "network") == (kind == "network")
         and recipe_of(study.recipes[arm]).labelled != "none"
     ]
-    return _strongest(study, setting, arms)
+    return _strongest(study, setting, arms) if arms else ""
 
 
 def _strongest(study: Study, setting: Setting, arms: Sequence[str]) -> str:

@@ -226,7 +226,7 @@ def _cost(found: Found) -> Control | None:
 
 def _luck(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     every = [found.intervals[pair] for pair in decisive]
-    pairs = [every[0], *(i for i in every[1:] if i.baseline == "real_trainval" or i.p == max(e.p for e in every))]
+    pairs = [every[0], *(i for i in every[1:] if i.baseline.endswith("trainval") or i.p == max(e.p for e in every))]
     answer = "; ".join(_chances(i) for i in pairs)
     answer += ". One generator was trained, on one draw of the labelled images: no interval here covers another draw"
     return Control("Could it be luck of seeds or test images?", answer, any(i.p > 0.05 for i in every))

@@ -15,7 +15,7 @@ from synthgen.gain.classical import MODELS
 from synthgen.gain.data import StudyData, nested, why_not
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
-ROLES = {"", "committee", "large committee", "trainval", "partner", "oracle", "active", "searched"}
+ROLES = {"", "committee", "large committee", "trainval", "classical trainval", "partner", "oracle", "active", "searched"}
 DIALS = {"strength", "lr", "alpha", "smoothing", "dropout", "decay", "share", "confidence"}
 SOURCES = {"", "gated", "ungated", "with copies"}
 
@@ -117,7 +117,7 @@ def test_who_needs_a_teacher():
 def test_arms_that_saw_val_or_hidden_labels_are_not_judged_on_val():
     unjudged = {name for name, arm in ARMS.items() if not arm.judged}
     assert unjudged == {
-        *("real_trainval", "synthetic_trainval", "oracle", "real_committee_large"),
+        *("real_trainval", "synthetic_trainval", "oracle", "real_committee_large", "classical_trainval"),
         *("active_random", "active_margin", "active_entropy", "active_kcenter"),
     }
 

@@ -12,6 +12,7 @@ import pytest
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.errors import ConfigError
 from synthgen.gain.arms import ARMS, QUICK, RECIPES, TEACHER, recipe_of
+from synthgen.gain.assess import decisive_pairs
 from synthgen.gain.cells import Cell, Network, Setting, Trained
 from synthgen.gain.data import StudyData
 from synthgen.gain.study import Study, conduct, score, sizes, vote
@@ -461,6 +462,18 @@ def test_classical_arms_alone_are_a_study_without_committees(setting):
 def test_a_committee_of_no_network_is_refused(setting):
     with pytest.raises(ConfigError, match="'real_committee' is made of a network of real images alone, and none is left"):
         done(("svm_pixels", "synthetic_gated", "real_committee"), setting)
+
+
+def test_all_labelled_images_for_classical_models_too(setting):
+    arms = ("svm_pixels", "forest_pixels", "real_aug", "classical_trainval", "synthetic_gated", "synthetic_trainval")
+    fake = Fake(by_recipe(forest_pixels=50))
+    study = done(arms, setting, fake)
+    assert study.recipes["classical_trainval"] == "forest_pixels@all"
+    assert all(len(networks) == 1 for networks in study.votes["classical_trainval"])
+    assert study.best_real == "forest_pixels", "what saw val isn't judged by it"
+    assert ("synthetic_trainval", "classical_trainval") in decisive_pairs(study)
+    without = done(("real_aug", "classical_trainval", "synthetic_gated"), setting)
+    assert without.skipped["classical_trainval"] == "there is no classical arm"
 
 
 # The learning curve
