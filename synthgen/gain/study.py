@@ -85,9 +85,8 @@ def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     rest = [arm for arm in arms if arm not in study.skipped and arm not in fixed]
     _follow(study, rest, setting, train, teachers)
     study.best_real = _strongest(study, setting, [arm for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).judged])
-    study.best_synthetic = _strongest(
-        study, setting, [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).judged]
-    )
+    synthetic = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).judged]
+    study.best_synthetic = _strongest(study, setting, _beside_real(study, synthetic))
     study.contenders = _contenders(study, setting)
     if gain.curve:
         _curve(study, setting, train)
@@ -285,7 +284,13 @@ def _suggest(trial: Any) -> tuple[tuple[str, float], ...]:
 def _choose_single(study: Study, setting: Setting) -> None:
     singles = {arm: arm_of(arm).synthetic for arm in study.votes if arm_of(arm).role in ("", "partner")}
     study.single_real = _strongest(study, setting, [arm for arm, synthetic in singles.items() if not synthetic])
-    study.single_synthetic = _strongest(study, setting, [arm for arm, synthetic in singles.items() if synthetic])
+    synthetic = [arm for arm, is_synthetic in singles.items() if is_synthetic]
+    study.single_synthetic = _strongest(study, setting, _beside_real(study, synthetic))
+
+
+def _beside_real(study: Study, arms: Sequence[str]) -> list[str]:
+    """Those with real images in their batches, if there are any: who has both doesn't deploy samples alone."""
+    return [arm for arm in arms if recipe_of(study.recipes[arm]).labelled != "none"] or list(arms)
 
 
 def _best_single(study: Study, setting: Setting, synthetic: bool, kind: Literal["network", "classical"]) -> str:

@@ -476,6 +476,13 @@ def test_all_labelled_images_for_classical_models_too(setting):
     assert without.skipped["classical_trainval"] == "there is no classical arm"
 
 
+def test_samples_alone_are_chosen_only_where_there_is_nothing_else(setting):
+    fake = Fake(by_recipe(synthetic_only=55))
+    study = done(("real_aug", "synthetic_gated", "synthetic_only"), setting, fake)
+    assert (study.single_synthetic, study.best_synthetic) == ("synthetic_gated", "synthetic_gated")
+    assert done(("real_aug", "synthetic_only"), setting, fake).single_synthetic == "synthetic_only"
+
+
 # The learning curve
 
 
