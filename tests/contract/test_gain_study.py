@@ -480,7 +480,7 @@ def test_samples_alone_are_chosen_only_where_there_is_nothing_else(setting):
     fake = Fake(by_recipe(synthetic_only=55))
     study = done(("real_aug", "synthetic_gated", "synthetic_only"), setting, fake)
     assert (study.single_synthetic, study.best_synthetic) == ("synthetic_gated", "synthetic_gated")
-    assert done(("real_aug", "synthetic_only"), setting, fake).single_synthetic == "synthetic_only"
+    assert done(("real_aug", "synthetic_only"), setting).single_synthetic == "synthetic_only"
 
 
 # The learning curve
