@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthgen.config.schema import AugmentConfig, ClassifierConfig
-from synthgen.data.policies import POLICIES
 from synthgen.data.stacks import StackBatch
 from synthgen.models.classifier import ClassifierNetwork, one_cycle
-from synthgen.models.stacked import FEATURES, StackedLinear, StackedNetwork, channels_last
+from synthgen.models.stacked import FEATURES, StackedLinear, StackedNetwork, changed, channels_last
 from synthgen.randomness import stream
 from synthgen.shapes import Float
 from synthgen.types import DatasetSpec
@@ -61,12 +60,9 @@ class SimCLR(pl.LightningModule):
         return nt_xent(self.projection(self.network.features(views))).sum()
 
     def _view(self, images: Tensor, draws: list[np.random.Generator]) -> Tensor:
-        b, flat = images.shape[1], images.flatten(0, 1)
-        for name in ("standard", "randaugment"):
-            policy = POLICIES[name]
-            uniform = np.concatenate([each.random((policy.NUMBERS, b), dtype=np.float32) for each in draws], axis=1)
-            flat = policy.apply(flat, uniform, 2.0, self.augment)
-        return flat.reshape(images.shape)
+        for policy in ("standard", "randaugment"):
+            images = changed(images, draws, policy, 2.0, self.augment)
+        return images
 
     def configure_optimizers(self) -> Any:
         return one_cycle(nn.ModuleList([self.network.stages, self.network.to_features, self.projection]), self.config)

@@ -154,10 +154,10 @@ class StackedClassifier(pl.LightningModule):
         start: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        changed = {"lr": config.lr * training.lr}
+        settings = {"lr": config.lr * training.lr}
         if training.weight_decay is not None:
-            changed["weight_decay"] = training.weight_decay
-        self.config = config.model_copy(update=changed)
+            settings["weight_decay"] = training.weight_decay
+        self.config = config.model_copy(update=settings)
         self.dropout = config.dropout if training.dropout is None else training.dropout
         self.spec, self.seeds, self.augment, self.training_settings, self.step = spec, tuple(seeds), augment, training, 0
         self.network = StackedNetwork(len(seeds), config.width, spec)
@@ -196,10 +196,7 @@ class StackedClassifier(pl.LightningModule):
     def _augmented(self, images: Tensor, draws: list[np.random.Generator], policy: str) -> Tensor:
         if not policy:
             return images
-        b = images.shape[1]
-        chosen = POLICIES[policy]
-        uniform = np.concatenate([each.random((chosen.NUMBERS, b), dtype=np.float32) for each in draws], axis=1)
-        return chosen.apply(images.flatten(0, 1), uniform, self.training_settings.strength, self.augment).reshape(images.shape)
+        return changed(images, draws, policy, self.training_settings.strength, self.augment)
 
     def _mixed(self, images: Tensor, targets: Tensor, draws: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
         settings, b = self.training_settings, images.shape[1]
@@ -230,6 +227,15 @@ class StackedClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return one_cycle(self.network, self.config)
+
+
+def changed(
+    images: Float[Tensor, "s b c h w"], draws: Sequence[np.random.Generator], policy: str, strength: float, config: AugmentConfig
+) -> Float[Tensor, "s b c h w"]:
+    """Every network's images under a policy of `POLICIES`, each network's by its own numbers, in one call."""
+    chosen = POLICIES[policy]
+    uniform = np.concatenate([each.random((chosen.NUMBERS, images.shape[1]), dtype=np.float32) for each in draws], axis=1)
+    return chosen.apply(images.flatten(0, 1), uniform, strength, config).reshape(images.shape)
 
 
 def _of_own_class(labels: np.ndarray, draws: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -28,7 +29,8 @@ import torch
 
 from synthgen.config.load import load
 from synthgen.config.schema import RunConfig
-from synthgen.types import Batch, DatasetSpec
+from synthgen.gain.data import StudyData
+from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,32 @@ def toy_images(n: int, shape: tuple[int, int, int], classes: int, seed: int = 0)
     patterns = rng.integers(0, 200, (classes, *shape))
     images = np.clip(patterns[labels] + rng.normal(0, 25, (n, *shape)), 0, 255).astype(np.uint8)
     return Batch(images, labels.astype(np.int64), tuple(f"real-{i:06d}" for i in range(n)))
+
+
+def blank_images(n: int, prefix: str, labels: np.ndarray | None = None) -> Batch:
+    """Black 8x8 images of 3 classes, in turn unless `labels` says otherwise: for what never looks at pixels."""
+    labels = np.arange(n) % 3 if labels is None else np.asarray(labels)
+    return Batch(np.zeros((n, 1, 8, 8), np.uint8), labels.astype(np.int64), tuple(f"{prefix}-{i:03d}" for i in range(n)))
+
+
+def blank_study(spec: DatasetSpec, num_val: int, **more: Any) -> StudyData:
+    """The images of a gain study with everything that an arm may ask for but other generators, none of them looked at."""
+    return StudyData(
+        spec,
+        blank_images(12, "train"),
+        blank_images(num_val, "val"),
+        blank_images(9, "reference", np.full(9, UNLABELLED)),
+        blank_images(6, "pool", np.full(6, UNLABELLED)),
+        gated=blank_images(126, "gated"),
+        ungated=blank_images(150, "ungated"),
+        with_copies=blank_images(135, "copies"),
+        pool_labels=blank_images(6, "pool"),
+        truth=np.arange(15) % 3,
+        features=lambda pixels: pixels.reshape(len(pixels), -1),
+        pretrained={},
+        backbone=lambda pixels: pixels.reshape(len(pixels), -1),
+        **more,
+    )
 
 
 @pytest.fixture

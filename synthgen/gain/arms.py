@@ -281,7 +281,7 @@ def check_arms(asked: Iterable[str] | None, study: str, others: Iterable[str] = 
     for name in names:
         if arm_of(name).role in ("committee", "large committee", "trainval"):
             side = arm_of(name).synthetic
-            if not any(_network(other) for other in names if arm_of(other).synthetic == side):
+            if not any(makes_committees(other) for other in names if arm_of(other).synthetic == side):
                 example = "synthetic_gated" if side else "real_aug"
                 raise ConfigError(
                     f"gain.arms: {name!r} is made of the strongest network of its side, and there is none; add {example!r}"
@@ -298,7 +298,7 @@ def partner_of(recipe: str, value: float) -> str:
     return f"{recipe}={value:g}+synthetic" if kept else f"{recipe}+synthetic"
 
 
-def _network(name: str) -> bool:
+def makes_committees(name: str) -> bool:
     """Whether an arm is one network that committees can be made of."""
     arm = arm_of(name)
     return (

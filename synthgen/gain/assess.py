@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from synthgen.gain.cells import Cell, Setting
 from synthgen.gain.curve import class_needs, learning_curve
 from synthgen.gain.scores import scores
 from synthgen.gain.stats import class_gains, corrected, paired_interval
-from synthgen.gain.study import Study, plain, vote
-from synthgen.types import UNLABELLED, Batch, ClassGain, Control, CurvePoint, GainReport, GainRow, Interval, LearningCurve
+from synthgen.gain.study import Study, mean_vote, plain, vote
+from synthgen.types import UNLABELLED, Batch, CurvePoint, GainReport, GainRow, Interval, LearningCurve
 
 Predictions = Mapping[Cell, np.ndarray]
 """Finished cell -> its networks' class probabilities on the test images, shape (s, n, k)."""
@@ -35,6 +36,11 @@ class TestSet:
     groups: Sequence[str | None] | None = None
     near: frozenset[str] = field(default_factory=frozenset)
 
+    @cached_property
+    def doubled(self) -> np.ndarray:
+        """Which images have one, as a mask."""
+        return np.array([key in self.near for key in self.images.keys])
+
 
 def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) -> GainReport:
     """Everything that the report says.
@@ -47,7 +53,7 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
         raise DataError("the test split has images without a label")
     rows, correct = [], {}
     for arm in study.votes:
-        votes = [test_vote(study.votes[arm][seed], on_test) for seed in range(setting.gain.seeds)]
+        votes = [mean_vote(study.votes[arm][seed], on_test.__getitem__) for seed in range(setting.gain.seeds)]
         correct[arm] = np.array([each.argmax(1) == labels for each in votes], dtype=np.float64)
         rows += [_row(arm, seed, each, study, test, setting) for seed, each in enumerate(votes)]
     decisive = decisive_pairs(study)
@@ -63,7 +69,7 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
     classes = class_gains(masks, of_groups, correct[arm], correct[base])
     decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels))
     reasons += verdict.losers(classes, decision)
-    found = Found(study, rows, {(i.arm, i.baseline): i for i in intervals}, correct, curve, needs, classes, test, setting)
+    found = Found(study, rows, {(i.arm, i.baseline): i for i in intervals}, correct, curve, needs, test, setting)
     return GainReport(
         verdict=decision,
         reasons=reasons,
@@ -99,7 +105,6 @@ class Found:
     correct: dict[str, np.ndarray]
     curve: LearningCurve | None
     needs: tuple[tuple[float, float, float] | None, ...] | None
-    classes: tuple[ClassGain, ...]
     test: TestSet
     setting: Setting
 
@@ -134,18 +139,13 @@ def decisive_pairs(study: Study) -> list[tuple[str, str]]:
     return pairs
 
 
-def test_vote(networks: Sequence[tuple[Cell, int]], on_test: Predictions) -> np.ndarray:
-    """Mean class probabilities of the networks of an arm at a seed, shape (n, k)."""
-    return np.mean([on_test[cell][number] for cell, number in networks], axis=0)
-
-
 def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet, setting: Setting) -> GainRow:
     voters = study.votes[arm][seed]
     trained = [study.trained[cell] for cell, _ in voters]
     on_val = None
     if "trainval" not in arm_of(arm).role:
         on_val = scores(vote(study, arm, seed).astype(np.float64), setting.data.val.labels)
-    clean = np.array([key not in test.near for key in test.images.keys])
+    clean = ~test.doubled
     right = predicted.argmax(1) == test.images.labels
     share = [done.seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
     on_device = [done.device_seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
@@ -175,12 +175,10 @@ def _teaching(study: Study, recipe: str, seed: int, active: bool) -> float:
         return 0.0
     teacher = f"{TEACHER}@all" if recipe.endswith("@all") else TEACHER
     return sum(
-        done.seconds / len(cell.networks)
-        for cell, done in study.trained.items()
+        study.trained[cell].seconds / len(cell.networks)
+        for cell in study.cells_of(teacher)
         for network in cell.networks
-        if (cell.recipe, cell.extra, cell.settings) == (teacher, "", ())
-        and network.seed == seed
-        and (own.soft or network.member == 0)
+        if network.seed == seed and (own.soft or network.member == 0)
     )
 
 
@@ -192,7 +190,7 @@ def _learning_curve(
         return None, None
     labels, classes = test.images.labels, setting.data.spec.num_classes
     right = [
-        np.array([test_vote(each, on_test).argmax(1) == labels for each in votes], dtype=np.float64)
+        np.array([mean_vote(each, on_test.__getitem__).argmax(1) == labels for each in votes], dtype=np.float64)
         for _, _, votes in study.curve
     ]
     points = [
@@ -215,8 +213,7 @@ def _learning_curve(
     )
     if len(points) < 2:
         return curve, None
-    with np.errstate(invalid="ignore"):
-        recalls = np.stack([[_recalls(row, labels, classes) for row in found] for found in right])
+    recalls = np.stack([[_recalls(row, labels, classes) for row in found] for found in right])
     return curve, class_needs([size for size, _, _ in study.curve], recalls, num_train, following)
 
 
@@ -224,6 +221,3 @@ def _recalls(right: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     num = np.bincount(labels, minlength=classes)
     found = np.bincount(labels, weights=right, minlength=classes)
     return np.where(num > 0, found / np.maximum(num, 1), np.nan)
-
-
-__all__ = ["Control", "Found", "TestSet", "assess", "decisive_pairs", "test_vote"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from synthgen.gain.arms import OTHER_GENERATOR, Recipe, arm_of, recipe_of
+from synthgen.gain.arms import Recipe, arm_of, recipe_of
 from synthgen.randomness import stream
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
@@ -150,6 +150,3 @@ def _why_not(recipe: Recipe, data: StudyData) -> str:
     if recipe.synthetic == "with copies" and len(data.with_copies) == len(data.gated):
         return "no sample was dropped for being a copy alone: it would equal synthetic_gated"
     return ""
-
-
-__all__ = ["OTHER_GENERATOR", "StudyData", "nested", "why_not"]

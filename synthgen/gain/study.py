@@ -10,7 +10,7 @@ import numpy as np
 
 from synthgen.config.schema import GainConfig
 from synthgen.errors import ConfigError
-from synthgen.gain.arms import RECIPES, TEACHER, Recipe, arm_of, partner_of, recipe_of
+from synthgen.gain.arms import RECIPES, TEACHER, Recipe, arm_of, makes_committees, partner_of, recipe_of
 from synthgen.gain.cells import Cell, Network, Setting, Trained
 from synthgen.gain.data import StudyData, why_not
 from synthgen.gain.stats import paired_interval
@@ -56,6 +56,10 @@ class Study:
     single_real: str = ""
     single_synthetic: str = ""
 
+    def cells_of(self, recipe: str) -> list[Cell]:
+        """A recipe's finished cells, those of simulations, sizes and searches excepted."""
+        return [cell for cell in self.trained if (cell.recipe, cell.extra, cell.settings) == (recipe, "", ())]
+
 
 def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     """Trains every network of the arms, in rounds: what is taught comes after its teachers, what val chooses last.
@@ -75,7 +79,7 @@ def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     taught = [recipe for recipe in recipes if recipe_of(recipe).taught]
     _tune(study, untaught, setting, train, [])
     _train(study, {r: gain.committee if soft and r == TEACHER else 1 for r in untaught}, setting, train, [])
-    teachers = _teachers(study) if teach else []
+    teachers = study.cells_of(TEACHER) if teach else []
     _tune(study, taught, setting, train, teachers)
     _train(study, dict.fromkeys(taught, 1), setting, train, teachers)
     for arm in fixed:
@@ -111,8 +115,7 @@ def allowed(arms: Sequence[str], data: StudyData) -> tuple[dict[str, str], list[
         if not own:
             raise ConfigError(f"gain.arms: no arm {kind} is left that val can judge{because}")
         followers = [arm for arm in arms if arm_of(arm).role in _FOLLOWERS and arm_of(arm).synthetic == synthetic]
-        recipes = [recipe_of(arm_of(arm).recipe) for arm in own]
-        if followers and not any(recipe.kind == "network" and recipe.labelled != "none" for recipe in recipes):
+        if followers and not any(makes_committees(arm) for arm in own):
             raise ConfigError(f"gain.arms: {followers[0]!r} is made of a network {kind}, and none is left{because}; add one")
     return skipped, fixed
 
@@ -158,7 +161,7 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
         better = f"{TEACHER}@all"
         study.tuned.update({better: study.tuned[TEACHER]} if TEACHER in study.tuned else {})
         _train(study, {better: gain.committee}, setting, train, [])
-        _train(study, taught, setting, train, [cell for cell in study.trained if cell.recipe == better])
+        _train(study, taught, setting, train, study.cells_of(better))
     for arm in arms:
         role = arm_of(arm).role
         if role in _FOLLOWERS or (role == "classical trainval" and arm in study.recipes):
@@ -173,10 +176,6 @@ def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, t
             study.votes[arm], study.recipes[arm] = _by_seed(cells, gain.seeds), recipe
         elif role == "searched":
             _search(study, arm, setting, train)
-
-
-def _teachers(study: Study) -> list[Cell]:
-    return [cell for cell in study.trained if cell.recipe == TEACHER and not cell.extra and not cell.settings]
 
 
 # Cells and votes
@@ -197,8 +196,7 @@ def _by_seed(cells: Iterable[Cell], seeds: int) -> list[list[tuple[Cell, int]]]:
 
 
 def _votes(study: Study, recipe: str, gain: GainConfig, members: int) -> list[list[tuple[Cell, int]]]:
-    cells = [cell for cell in study.trained if cell.recipe == recipe and not cell.extra and not cell.settings]
-    votes = _by_seed(cells, gain.seeds)
+    votes = _by_seed(study.cells_of(recipe), gain.seeds)
     return [[(cell, i) for cell, i in each if cell.networks[i].member < members] for each in votes]
 
 
@@ -206,7 +204,7 @@ def _train(study: Study, wanted: dict[str, int], setting: Setting, train: Train,
     """So many networks of each recipe and seed, those that are there excepted."""
     todo = []
     for recipe, members in wanted.items():
-        there = {n.member for c in study.trained if c.recipe == recipe and not c.extra and not c.settings for n in c.networks}
+        there = {network.member for cell in study.cells_of(recipe) for network in cell.networks}
         value = study.tuned.get(recipe, _middle(recipe))
         todo += _cells(recipe, value, setting.gain.seeds, members, setting.gain.together, first=len(there))
     if todo:
@@ -229,20 +227,20 @@ def _tune(study: Study, recipes: Sequence[str], setting: Setting, train: Train, 
     if not tune_seeds or not dials:
         return
     tried = {
-        (recipe, value): _cells(recipe, value, tune_seeds, 1, setting.gain.together)
+        recipe: {
+            value: [cell._replace(extra="tune") for cell in _cells(recipe, value, tune_seeds, 1, setting.gain.together)]
+            for value in recipe_of(recipe).values
+        }
         for recipe in dials
-        for value in recipe_of(recipe).values
     }
-    done = train([cell._replace(extra="tune") for cells in tried.values() for cell in cells], teachers)
-    for recipe in dials:
-        losses = {}
-        for value in recipe_of(recipe).values:
-            cells = [cell._replace(extra="tune") for cell in tried[recipe, value]]
-            losses[value] = float(np.mean([score(each, val)[1] for cell in cells for each in done[cell].val]))
+    done = train([cell for values in tried.values() for cells in values.values() for cell in cells], teachers)
+    for recipe, values in tried.items():
+        losses = {
+            value: float(np.mean([score(each, val)[1] for cell in cells for each in done[cell].val]))
+            for value, cells in values.items()
+        }
         study.tuned[recipe] = min(losses, key=lambda value: losses[value])
-        study.tuning_s[recipe] = sum(
-            done[cell._replace(extra="tune")].seconds for value in losses for cell in tried[recipe, value]
-        )
+        study.tuning_s[recipe] = sum(done[cell].seconds for cells in values.values() for cell in cells)
 
 
 def _search(study: Study, arm: str, setting: Setting, train: Train) -> None:
@@ -332,7 +330,17 @@ def _contenders(study: Study, setting: Setting) -> list[str]:
 
 def vote(study: Study, arm: str, seed: int) -> np.ndarray:
     """An arm's class probabilities on val at a seed: the mean over its networks."""
-    return np.mean([study.trained[cell].val[number] for cell, number in study.votes[arm][seed]], axis=0)
+    return mean_vote(study.votes[arm][seed], lambda cell: study.trained[cell].val)
+
+
+def mean_vote(networks: Sequence[tuple[Cell, int]], predicted: Callable[[Cell], np.ndarray]) -> np.ndarray:
+    """Mean over networks of their class probabilities, shape (n, k).
+
+    Args:
+        networks: cell, and number in it.
+        predicted: cell -> class probabilities of all its networks, shape (s, n, k).
+    """
+    return np.mean([predicted(cell)[number] for cell, number in networks], axis=0)
 
 
 def score(predicted: np.ndarray, images: Batch) -> tuple[float, float]:

@@ -14,9 +14,10 @@ from synthgen.errors import ConfigError
 from synthgen.gain.arms import ARMS, QUICK, RECIPES, TEACHER, recipe_of
 from synthgen.gain.assess import decisive_pairs
 from synthgen.gain.cells import Cell, Network, Setting, Trained
-from synthgen.gain.data import StudyData
 from synthgen.gain.study import Study, conduct, score, sizes, vote
-from synthgen.types import UNLABELLED, Batch, DatasetSpec
+from synthgen.types import DatasetSpec
+from tests.conftest import blank_images as images
+from tests.conftest import blank_study
 
 NUM_VAL = 60
 CONFIG = GainConfig(seeds=4, committee=3, large_committee=5, tune_seeds=2, together=4, curve=False, trials=6)
@@ -24,30 +25,10 @@ PLAIN = ("real_aug", "synthetic_gated")
 Right = int | tuple[int, float] | tuple[int, float, int]
 
 
-def images(n: int, prefix: str, labels=None) -> Batch:
-    labels = np.arange(n) % 3 if labels is None else np.asarray(labels)
-    return Batch(np.zeros((n, 1, 8, 8), np.uint8), labels.astype(np.int64), tuple(f"{prefix}-{i:03d}" for i in range(n)))
-
-
 @pytest.fixture
 def setting(toy_spec: DatasetSpec) -> Setting:
     """With everything that an arm may ask for."""
-    data = StudyData(
-        toy_spec,
-        images(12, "train"),
-        images(NUM_VAL, "val"),
-        images(9, "reference", np.full(9, UNLABELLED)),
-        images(6, "pool", np.full(6, UNLABELLED)),
-        gated=images(126, "gated"),
-        ungated=images(150, "ungated"),
-        with_copies=images(135, "copies"),
-        others={"gan": images(5, "gan")},
-        pool_labels=images(6, "pool"),
-        truth=np.arange(15) % 3,
-        features=lambda pixels: pixels.reshape(len(pixels), -1),
-        pretrained={},
-        backbone=lambda pixels: pixels.reshape(len(pixels), -1),
-    )
+    data = blank_study(toy_spec, NUM_VAL, others={"gan": images(5, "gan")})
     return Setting(data, ClassifierConfig(), AugmentConfig(), CONFIG, "cpu")
 
 

@@ -13,15 +13,15 @@ import pytest
 
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.errors import DataError
-from synthgen.gain import assess as assessing
 from synthgen.gain.arms import ARMS, QUICK
 from synthgen.gain.assess import TestSet as Locked
 from synthgen.gain.assess import assess, decisive_pairs
 from synthgen.gain.cells import Cell, Network, Setting, Trained
-from synthgen.gain.data import StudyData
-from synthgen.gain.study import Study, conduct
+from synthgen.gain.study import Study, conduct, mean_vote
 from synthgen.gain.verdict import decide, losers
 from synthgen.types import UNLABELLED, Batch, ClassGain, DatasetSpec, GainReport, Interval
+from tests.conftest import blank_images as images
+from tests.conftest import blank_study
 
 NUM_VAL, NUM_TEST = 60, 900
 SEEDS = 5
@@ -29,29 +29,9 @@ PAIR = ("real_aug", "synthetic_gated")
 CONFIG = GainConfig(seeds=SEEDS, committee=2, large_committee=3, tune_seeds=2, together=10, curve=False, acquire=6)
 
 
-def images(n: int, prefix: str, labels=None) -> Batch:
-    labels = np.arange(n) % 3 if labels is None else np.asarray(labels)
-    return Batch(np.zeros((n, 1, 8, 8), np.uint8), labels.astype(np.int64), tuple(f"{prefix}-{i:03d}" for i in range(n)))
-
-
 @pytest.fixture
 def setting(toy_spec: DatasetSpec) -> Setting:
-    data = StudyData(
-        toy_spec,
-        images(12, "train"),
-        images(NUM_VAL, "val"),
-        images(9, "reference", np.full(9, UNLABELLED)),
-        images(6, "pool", np.full(6, UNLABELLED)),
-        gated=images(126, "gated"),
-        ungated=images(150, "ungated"),
-        with_copies=images(135, "copies"),
-        pool_labels=images(6, "pool"),
-        truth=np.arange(15) % 3,
-        features=lambda pixels: pixels.reshape(len(pixels), -1),
-        pretrained={},
-        backbone=lambda pixels: pixels.reshape(len(pixels), -1),
-        made_in_s=60.0,
-    )
+    data = blank_study(toy_spec, NUM_VAL, made_in_s=60.0)
     return Setting(data, ClassifierConfig(), AugmentConfig(), CONFIG, "cpu")
 
 
@@ -273,7 +253,7 @@ def test_an_arm_is_scored_by_the_vote_of_its_networks():
     one, two = Cell("real_aug", 1.0, (Network(0, 0), Network(0, 1))), Cell("real_aug", 1.0, (Network(0, 2),))
     labels = np.array([0, 1, 2])
     each = [predicted(np.array(right, bool), labels, c) for right, c in (([1, 0, 0], 0.95), ([0, 1, 0], 0.5), ([0, 1, 0], 0.5))]
-    found = assessing.test_vote([(one, 0), (one, 1), (two, 0)], {one: np.stack(each[:2]), two: np.stack(each[2:])})
+    found = mean_vote([(one, 0), (one, 1), (two, 0)], {one: np.stack(each[:2]), two: np.stack(each[2:])}.__getitem__)
     assert found == pytest.approx(np.mean(each, axis=0))
 
 
