@@ -14,7 +14,8 @@ from synthgen.jobs.gates import features, gate, load_gate
 from synthgen.jobs.generators import generate, train
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split, audit, is_split, source_of
-from synthgen.jobs.runs import assess, conclude, make_report, run, train_one
+from synthgen.jobs.reports import make_report
+from synthgen.jobs.runs import assess, conclude, run, train_one
 
 __all__ = [
     "Contest", "Order", "Split", "assess", "audit", "conclude", "export", "features", "gain", "gate", "generate", "is_split",

@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from synthgen import storage, tracking, training
+from synthgen import storage, training
 from synthgen.errors import ConfigError, DataError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
+from synthgen.jobs.dashboards import track
 from synthgen.jobs.exports import export
 from synthgen.jobs.gains import Contest, Judged, check_study, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
 from synthgen.jobs.generators import check_generator, generate, train
-from synthgen.jobs.order import CANDIDATES, Order
+from synthgen.jobs.order import Order
 from synthgen.jobs.pools import label_pool
 from synthgen.jobs.real import Split, audit, open_or_make_split, write_config
-from synthgen.report import build
-from synthgen.shards import manifest, raw
-from synthgen.types import Batch, GainReport, GateReport, Progress, Silent, Verdict
+from synthgen.jobs.reports import make_report
+from synthgen.shards import manifest
+from synthgen.types import GainReport, GateReport, Progress, Silent, Verdict
 from synthgen.workers import Pool
 
 VERDICT_SCHEMA = "synthgen.verdict/1"
@@ -200,7 +201,7 @@ def _conclude(
     storage.write_json(out / "verdict.json", about)
     write_config(order, out)
     make_report(order, out)
-    _track(order, out, about)
+    track(order, out, about)
     return about
 
 
@@ -270,58 +271,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """None where a seed has no value."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
-
-
-def make_report(order: Order, out: Path) -> Path:
-    """Run folder -> report/index.html, from what stands on disk."""
-    order.progress.start("report", 1)
-    path = out / "report" / "index.html"
-    storage.write_text(path, build(out))
-    order.progress.finish("report", str(path))
-    return path
-
-
-def _track(order: Order, out: Path, about: dict[str, Any]) -> None:
-    """The run on the W&B dashboard: losses, grids, gate and gain as tables, shards as an artifact."""
-    config = order.config
-    if config.tracking == "off":
-        return
-    settings = config.model_dump(mode="json", exclude={"data": {"path"}})
-    with tracking.open_run(config.tracking, config.project, config.name, out, settings) as run_log:
-        for name in about["gate"]:
-            trained, judged = out / "train" / name / "train.json", out / "gate" / name
-            if trained.is_file():
-                about_training = storage.read_json(trained)
-                run_log.losses(name, about_training["losses"]["loss"])
-                if about_training["looks"]:
-                    columns = list(dict.fromkeys(key for look in about_training["looks"] for key in look))
-                    looks = [[look.get(key) for key in columns] for look in about_training["looks"]]
-                    run_log.table(f"looks/{name}", columns, looks)
-            if (out / "candidates" / name / CANDIDATES).is_file():
-                run_log.image(f"samples/{name}", _grid(raw.read(out / "candidates" / name / CANDIDATES)), name)
-            if (judged / "gate.json").is_file():
-                metrics = load_gate(judged).metrics
-                columns = ["metric", "value", "real_against_real", "excess", "low", "high", "z", "limit", "verdict"]
-                rows = [[m.name, m.value, m.reference, m.excess, m.low, m.high, m.z, m.limit, m.verdict] for m in metrics]
-                run_log.table(f"gate/{name}", columns, rows)
-        if about["arms"]:
-            columns = ["arm", *next(iter(about["arms"].values()))]
-            run_log.table("gain/arms", columns, [[arm, *values.values()] for arm, values in about["arms"].items()])
-            run_log.gain(GainReport.from_json(storage.read_json(out / "gain" / "gain.json")))
-        if about["shards"]:
-            run_log.artifact(f"{config.name}-shards", "dataset", out / "shards")
-        seconds = {f"seconds/{stage}": s for stage, s in about["seconds"].items()}
-        run_log.summary({"verdict": about["verdict"], "best_generator": about["best_generator"], **seconds})
-
-
-def _grid(batch: Batch, columns: int = 10) -> np.ndarray:
-    """The first samples of each class, a class a row, as one image (h, w, c)."""
-    rows = []
-    for label in np.unique(batch.labels)[:20]:
-        images = batch.images[batch.labels == label][:columns]
-        padded = np.concatenate([images, np.zeros((columns - len(images), *images.shape[1:]), np.uint8)])
-        rows.append(np.concatenate(list(padded), axis=2))
-    return np.concatenate(rows, axis=1).transpose(1, 2, 0)
 
 
 def _seconds(out: Path) -> dict[str, float]:
