@@ -207,6 +207,9 @@ def export(
     candidates: Annotated[Path, typer.Option("--candidates", help="the candidates that were judged")],
     judged: Annotated[Path, typer.Option("--gate", help="folder of `synthgen gate`: OUT or OUT/gate")],
     overrides: Overrides = None,
+    studied: Annotated[
+        Path | None, typer.Option("--gain", help="folder of `synthgen gain` for them: its verdict goes into the card")
+    ] = None,
     out: Out = None,
     recipe: RecipeOption = None,
     restart: Restart = False,
@@ -214,14 +217,22 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Writes what the gate kept as WebDataset and Parquet shards. Default OUT: outputs/shards-CANDIDATES."""
+    """Writes what the gate kept as shards, with card, croissant.json and manifest. Default OUT: outputs/shards-CANDIDATES.
+
+    `export.to=s3://bucket/folder` copies it there too, its manifest last.
+    """
     config = _config(recipe, real, overrides)
     folder = out or Path("outputs") / f"shards-{candidates.stem}"
     from synthgen import jobs
     from synthgen.shards import manifest
 
+    decided = jobs.Decision.of(studied) if studied else None
     _watch(
-        config, restart, quiet, lambda order: jobs.export(order, jobs.Split.open(real), candidates, _gate_folder(judged), folder)
+        config,
+        restart,
+        quiet,
+        lambda order: jobs.export(order, jobs.Split.open(real), candidates, _gate_folder(judged), folder, decided),
+        folder,
     )
     _print(manifest.read(folder).to_json(), json, True, lambda: None)
 
@@ -265,6 +276,84 @@ def report(
     _watch(config, False, quiet, lambda order: jobs.make_report(order, folder))
 
 
+def verify(
+    place: Annotated[str, typer.Argument(help="an export, a run folder, or s3://bucket/folder of `export.to`")],
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Checks every byte against what was written; names every missing, changed or extra file and exits with 5."""
+    from synthgen import jobs
+    from synthgen.errors import StorageError
+
+    found = jobs.verify(place)
+    if json or not found["problems"]:
+        samples = f", {found['samples']:,} samples" if found["samples"] is not None else ""
+        _print(found, json, quiet, lambda: typer.echo(f"{place}: as it was written: {found['files']:,} files{samples}"))
+    else:
+        typer.echo("\n".join(found["problems"]))
+    if found["problems"]:
+        raise StorageError(f"{place}: {len(found['problems'])} of its files differ from what was written; copy or make it again")
+
+
+def replay(
+    key: Annotated[str, typer.Argument(help="key of a sample, as the export names it")],
+    export: Annotated[Path, typer.Argument(help="folder of the export")],
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="generator.safetensors; default: in the run folder around EXPORT")
+    ] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="write the sample there, as PNG")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="device=cuda")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Makes a sample again from its checkpoint and compares the pixels; exits with 4 where a byte differs."""
+    from synthgen import jobs
+    from synthgen.config.load import load
+    from synthgen.errors import CheckpointError
+    from synthgen.shards import manifest
+
+    config = load("folder", ["data.path=unknown", *(overrides or [])])
+    found = _watch(config, False, True, lambda order: jobs.replay(order, key, export, checkpoint, image))
+    line = found.in_words(manifest.read(export))
+    about = {"key": key, "same": not found.differing, "differing_bytes": found.differing, "largest": found.largest}
+    _print(about, json, quiet, lambda: typer.echo(line))
+    if found.differing:
+        raise CheckpointError(line)
+
+
+def drop(
+    export: Annotated[Path, typer.Argument(help="folder of the export; it stays as it is")],
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="samples to leave out")] = None,
+    listed: Annotated[Path | None, typer.Option("--keys", help="file with a key a line")] = None,
+    near: Annotated[
+        list[str] | None, typer.Option("--near", help="key of a real image: leave out the samples that are nearest to it")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="export.shard_size=1000")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="new export; default: EXPORT-without")] = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Writes an export anew without some samples: a request to withdraw them, or what hangs on a real image."""
+    from synthgen import jobs
+    from synthgen.config.load import load
+    from synthgen.errors import DataError
+
+    wanted = list(keys or [])
+    if listed is not None:
+        try:
+            wanted += listed.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{listed}: not readable as text ({error}); give a file with a key a line") from None
+    config = load("folder", ["data.path=unknown", *(overrides or [])])
+    folder = out or export.with_name(f"{export.name}-without")
+    made = _watch(config, restart, quiet, lambda order: jobs.drop(order, export, wanted, near or [], folder), folder)
+    _print(made.to_json(), json, True, lambda: None)
+
+
 def configs(
     keys: Annotated[bool, typer.Option("--keys", help="list every setting with type, default and meaning")] = False,
     recipe: Annotated[str | None, typer.Option("--show", help="print a recipe's whole configuration as YAML")] = None,
@@ -303,6 +392,9 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "generate": (generate, ("device", "generate", "generators")),
     "gate": (gate, ("seed", "device", "data", "split", "augment", *JUDGING)),
     "export": (export, ("export",)),
+    "verify": (verify, ()),
+    "replay": (replay, ()),
+    "drop": (drop, ()),
     "gain": (gain, (*TOP, "data", "split", "augment", *JUDGING, "gain")),
     "report": (report, ()),
     "arms": (arms, ()),

@@ -38,7 +38,12 @@ def label_plan(
     A chunk so mixes classes. Arguments and errors as `label_counts`.
     """
     counts = label_counts(labels, num_classes, num, plan, fill_to=fill_to, errors=errors)
-    return randomness.stream(seed, "label plan").permutation(np.repeat(np.arange(num_classes), counts)).astype(np.int64)
+    return planned(counts, seed)
+
+
+def planned(counts: Int64[np.ndarray, " k"], seed: int) -> Int64[np.ndarray, " m"]:
+    """The class of each candidate where every class has so many, in an order that the seed shuffles."""
+    return randomness.stream(seed, "label plan").permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int64)
 
 
 def label_counts(

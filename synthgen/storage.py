@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from synthgen.errors import DataError, StorageError
+from synthgen.errors import ConfigError, DataError, StorageError
 
 try:
     import fcntl
@@ -56,12 +56,47 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
-        raise StorageError(
-            f"{path}: can't be written ({error.strerror or error}); free the disk or choose another --out"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: can't be written ({error.strerror or error}); free the disk or choose another --out")
+
+
+@contextmanager
+def loose(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Writes many small files, by name below `folder`; on the disk when the block ends, all of them.
+
+    One wait for the disk in place of one a file: for a stage that isn't whole before its manifest stands.
+
+    Raises:
+        StorageError: the folder can't be written or the disk is full.
+    """
+    written: list[Path] = []
+    folders: set[Path] = set()
+
+    def put(name: str, data: bytes) -> None:
+        path = folder / name
+        try:
+            if path.parent not in folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folders.add(path.parent)
+            path.write_bytes(data)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        written.append(path)
+
+    yield put
+    for path in written:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    for parent in {place for path in folders for place in (path, *path.parents) if folder in (place, *place.parents)} | {
+        folder.parent
+    }:
+        _fsync_folder(parent)
 
 
 def write_bytes(path: Path, data: bytes) -> str:
@@ -103,6 +138,76 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Elsewhere
+
+
+def push(folder: Path, url: str, names: Sequence[str], restart: bool = False) -> None:
+    """Copies files below `folder` to a place that fsspec knows (s3://, gs://, file://, memory://), in their order.
+
+    The last one is the manifest: where it stands, the copy is whole. What stands there with another manifest is somebody
+    else's and left alone, unless `restart` is given; with the same one there is nothing to do.
+
+    Raises:
+        ConfigError: no such protocol, or its library isn't installed.
+        StorageError: the place can't be written, holds another export, or keeps other bytes than were sent.
+    """
+    place, root = _remote(url)
+    manifest = (folder / names[-1]).read_bytes()
+    try:
+        there = f"{root}/{names[-1]}"
+        if place.exists(there):
+            if place.cat_file(there) == manifest:
+                return
+            if not restart:
+                raise StorageError(f"{url}: holds another export; give export.to another folder, or --restart to replace it")
+            place.rm_file(there)  # from here on it is unfinished
+        for name in names:
+            place.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+            place.put_file(str(folder / name), f"{root}/{name}")
+            size = (folder / name).stat().st_size
+            if place.info(f"{root}/{name}")["size"] != size:
+                raise StorageError(f"{url}: {name!r} has {place.info(f'{root}/{name}')['size']} bytes there, {size} were sent")
+    except StorageError:
+        raise
+    except Exception as error:  # each of fsspec's file systems raises its own
+        raise StorageError(
+            f"{url}: can't be written ({type(error).__name__}: {error}); the export itself is in {folder}"
+        ) from error
+
+
+@contextmanager
+def fetched(url: str) -> Iterator[Callable[[str], BinaryIO]]:
+    """Opens files below a place that fsspec knows, by name, for reading.
+
+    Raises:
+        ConfigError: no such protocol, or its library isn't installed.
+    """
+    place, root = _remote(url)
+    yield lambda name: place.open(f"{root}/{name}", "rb")
+
+
+def listing(url: str) -> dict[str, int]:
+    """Name -> bytes of every file below a place that fsspec knows; {} where nothing stands."""
+    place, root = _remote(url)
+    try:
+        found = place.find(root, detail=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:
+        raise StorageError(f"{url}: can't be read ({type(error).__name__}: {error})") from error
+    return {path[len(root) :].lstrip("/"): int(about["size"]) for path, about in found.items()}
+
+
+def _remote(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        place, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{url}: {error}; s3:// needs `pip install s3fs`, gs:// `pip install gcsfs`") from None
+    return place, root.rstrip("/")
 
 
 # Hashes

@@ -285,10 +285,19 @@ class PoolConfig(Section):
 class ExportConfig(Section):
     """What leaves the factory."""
 
-    formats: tuple[Literal["webdataset", "parquet"], ...] = Field(
-        ("webdataset", "parquet"), min_length=1, description="formats to write"
+    formats: tuple[Literal["webdataset", "parquet", "folder", "npz", "mds"], ...] = Field(
+        ("webdataset", "parquet"), min_length=1, description="formats to write; mds needs the extra `mds`"
     )
+    encoding: Literal["balanced", "fast", "small"] = Field(
+        "balanced", description="lossless all: PNG by ISA-L; PNG that isn't compressed; WebP"
+    )
+    samples: Literal["kept", "all"] = Field("kept", description="all: also what the gate dropped, each with its reasons")
     shard_size: PositiveInt = Field(10_000, description="most samples a shard")
+    shard_mb: PositiveInt = Field(256, description="most MiB of image files a shard")
+    shuffle: bool = Field(True, description="in an order that the seed fixes, each shard with the class mix of the whole")
+    licence: str = Field("", max_length=200, description="of the samples, for their card: an SPDX name such as cc-by-4.0")
+    to: str | None = Field(None, description="also there when all is written: s3://bucket/folder, gs://..., file://...")
+    threads: Count = Field(0, description="threads that encode; 0 is one a core. Never changes a byte")
 
 
 class GainConfig(Section):
@@ -344,8 +353,11 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one")
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="Lightning's precision of training")
     workers: Count = Field(0, description="processes on the CPU, each with one thread; 0 is one a core. Never changes a byte")
-    tracking: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases")
+    tracking: Literal["off", "offline", "online", "tensorboard", "csv"] = Field(
+        "off", description="off; offline and online are Weights & Biases; tensorboard and csv write OUT/logs"
+    )
     project: str = Field("synthgen", description="Weights & Biases project")
+    group: str | None = Field(None, description="Weights & Biases group; the name of the data set if not given")
     models: tuple[ModelName, ...] = Field(
         ("vae", "gan", "diffusion"),
         min_length=1,

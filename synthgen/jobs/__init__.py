@@ -8,17 +8,20 @@ settings, inputs and code agree, refused when they don't.
 from __future__ import annotations
 
 from synthgen.jobs.candidates import load_candidates
-from synthgen.jobs.exports import export
+from synthgen.jobs.checks import verify
+from synthgen.jobs.exports import Decision, export
 from synthgen.jobs.gains import Contest, gain, select
 from synthgen.jobs.gates import features, gate, load_gate
 from synthgen.jobs.generators import generate, train
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split, audit, is_split, source_of
+from synthgen.jobs.replays import replay
 from synthgen.jobs.reports import make_report
 from synthgen.jobs.runs import assess, conclude, run, train_one
+from synthgen.jobs.withdrawals import drop
 
 __all__ = [
-    "Contest", "Order", "Split", "assess", "audit", "conclude", "export", "features", "gain", "gate", "generate", "is_split",
-    "load_candidates", "load_gate", "make_report", "run", "select", "source_of", "train",
-    "train_one",
+    "Contest", "Decision", "Order", "Split", "assess", "audit", "conclude", "drop", "export", "features", "gain", "gate",
+    "generate", "is_split", "load_candidates", "load_gate", "make_report", "replay", "run", "select", "source_of", "train",
+    "train_one", "verify",
 ]  # fmt: skip

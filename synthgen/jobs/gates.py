@@ -154,6 +154,7 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
             keys = real.copied.features.keys
             columns: dict[str, Any] = {"key": list(batch.keys), "label": batch.labels}
             columns |= sifted.signals
+            columns["soft_label"] = list(evidence.probabilities.astype(np.float32))
             columns |= {"nearest": [keys[int(i)] for i in sifted.nearest], "nearest_distance": sifted.nearest_distance}
             table.write(work.path("scores.parquet"), columns)
     report = load_gate(out)

@@ -131,7 +131,8 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
     name, prefix = generator.kind, sha256[:8]
     own = order.config.generators.of(name)
     # how to sample is a setting of the job, not of the weights
-    generator.config = generator.config.model_copy(update={key: getattr(own, key) for key in generator.sampling_settings})
+    sampling_settings = {key: getattr(own, key) for key in generator.sampling_settings}
+    generator.config = generator.config.model_copy(update=sampling_settings)
     settings = {**config.model_dump(mode="json", exclude={"batch"}), "sampler": generator.sampler, "device": order.device}
     inputs = {"split": split.digest, "checkpoint": sha256}
     networks = split.folder.parent / "features"
@@ -166,7 +167,9 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
             )
             counts = np.bincount(labels, minlength=split.spec.num_classes).tolist()
             plan = {"labels": config.labels, "counts": dict(zip(split.spec.class_names, counts, strict=True))}
-            work.write_json("candidates.json", {"generator": name, "provenance": provenance.__dict__, "plan": plan})
+            about = {"generator": name, "provenance": provenance.__dict__, "plan": plan}
+            how = generator.config.model_dump(mode="json", include=set(sampling_settings))
+            work.write_json("candidates.json", {**about, "sampling": how, "precision": order.config.precision})
     order.progress.finish(f"generate {name}", f"{num_candidates(order, split)} candidates, {storage.seconds(out):.1f} s")
 
 

@@ -15,7 +15,7 @@ from synthgen.gain import arms as gain_arms
 from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.dashboards import track
-from synthgen.jobs.exports import export
+from synthgen.jobs.exports import Decision, export
 from synthgen.jobs.gains import Contest, Judged, check_study, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
 from synthgen.jobs.generators import check_generator, generate, train
@@ -107,7 +107,6 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         chosen = select(order, split, folders, out / "select", pool)
         report = None
         if chosen is not None:
-            export(order, split, *folders[chosen], out / "shards")
             others = [name for name in config.models if name != chosen] if config.gain.study == "full" else []
             judged = [Judged.of(order, split, name, *folders[name]) for name in (chosen, *others)]
             made = sum(storage.seconds(out / stage / chosen) for stage in ("train", "candidates", "gate"))
@@ -116,6 +115,9 @@ def run(order: Order, out: Path) -> dict[str, Any]:
             contest = Contest.of(order, split, judged[0], judged[1:], out / "features", made)
             report = gain(order, contest, out / "gain", pool)
         gates: dict[str, GateReport] = {m: load_gate(out / "gate" / m) for m in config.models}
+        verdict, reasons = conclude(gates, chosen, report)
+        if chosen is not None:
+            export(order, split, *folders[chosen], out / "shards", Decision(verdict, tuple(reasons), report))
         return _conclude(order, out, gates, chosen, report)
 
 

@@ -1,115 +1,184 @@
-"""One sample <-> bytes: lossless PNG without dates, and what the export says of it."""
+"""One sample as it goes into an export: its file, and what is said of it."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+import orjson
 
 from synthgen.errors import DataError
 from synthgen.shapes import UInt8
+from synthgen.shards import codec
 from synthgen.types import Batch, DatasetSpec, SampleInfo
 
-MAX_PIXELS = 64_000_000
-"""An image with more pixels isn't decoded."""
+CHUNK = 256
+"""Samples that are encoded in one go; the tail is shorter."""
+AHEAD = 2
+"""Chunks in flight for each thread."""
 
-T = TypeVar("T")
 Samples = Iterable[tuple[Batch, Sequence[SampleInfo]]]
 
 
 class Encoded(NamedTuple):
-    """One sample, ready to be written."""
+    """One sample, ready to be written; `file` is the bytes of an image file with this extension."""
 
     key: str
     label: int
-    png: bytes
+    image: UInt8[np.ndarray, "c h w"]
+    file: bytes
+    extension: str
     info: SampleInfo
 
 
-def encoded(samples: Samples, spec: DatasetSpec) -> Iterator[Encoded]:
-    """The samples one by one, whatever batches they come in.
+class Member(NamedTuple):
+    """One sample as it stands in an export, or in another tool's archive; `file` is the image file as it was found."""
+
+    key: str
+    image: UInt8[np.ndarray, "c h w"]
+    label: int | str
+    about: dict[str, Any]
+    file: bytes
+    extension: str
+
+
+def encoded(samples: Samples, spec: DatasetSpec, preset: str = "balanced", threads: int = 1) -> Iterator[list[Encoded]]:
+    """The samples in chunks of `CHUNK`, whatever batches they come in; encoded on `threads` threads, in their order.
+
+    While a chunk is written the next ones are encoded: what is in flight is `AHEAD` chunks a thread.
 
     Raises:
         DataError: another shape or class count than `spec` says, a key twice, or one with '.', '/', a control character
             or a leading '-' (WebDataset takes a key to end at the first '.').
     """
-    seen: set[str] = set()
-    for batch, infos in samples:
-        if len(infos) != len(batch):
-            raise DataError(f"a batch of {len(batch)} samples comes with {len(infos)} infos")
-        if batch.images.shape[1:] != spec.image_shape:
-            raise DataError(f"samples of shape {batch.images.shape[1:]}, the data set {spec.name!r} has {spec.image_shape}")
-        for image, label, key, info in zip(batch.images, batch.labels.tolist(), batch.keys, infos, strict=True):
-            if not 0 <= label < spec.num_classes:
-                raise DataError(f"sample {key!r}: label {label}, the data set {spec.name!r} has {spec.num_classes} classes")
-            if not key or key in seen or set(key) & set("./\\") or key[0] in "-_" or not key.isprintable() or len(key) > 200:
-                why = "stands twice" if key in seen else "can't name a file of an export ('.', '/', a leading '-' or '_')"
-                raise DataError(f"sample {key!r}: the key {why}; rename the image")
-            seen.add(key)
-            yield Encoded(key, label, encode_png(image), info)
+    checked = _rechunked(_checked(samples, spec))
+    if threads == 1:
+        for chunk in checked:
+            yield _encode(chunk, preset)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: list[Future[list[Encoded]]] = []
+        try:
+            for chunk in checked:
+                waiting.append(pool.submit(_encode, chunk, preset))
+                if len(waiting) > AHEAD * threads:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter."""
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
+def about(sample: Encoded, spec: DatasetSpec) -> dict[str, Any]:
+    """What an export says of one sample, as JSON types; a figure that isn't finite is null."""
+    info = sample.info
+    return {
+        "key": sample.key,
+        "label": sample.label,
+        "class_name": spec.class_names[sample.label],
+        "synthetic": True,
+        "generator": info.generator,
+        "checkpoint": info.checkpoint,
+        "seed": info.seed,
+        "index": info.index,
+        "sampler": info.sampler,
+        "licence": info.licence,
+        "soft_label": list(info.soft_label) or None,
+        "nearest": info.nearest or None,
+        "nearest_distance": info.nearest_distance,
+        "reasons": list(info.reasons),
+        "scores": dict(sorted(info.scores.items())),
+    }
 
 
-def encode_png(image: UInt8[np.ndarray, "c h w"]) -> bytes:
-    """PNG of one image, 1 channel as grey and 3 as RGB; the same pixels give the same bytes."""
-    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
+def about_json(sample: Encoded, spec: DatasetSpec) -> bytes:
+    """`about` as JSON in UTF-8; NaN becomes null."""
+    return orjson.dumps(about(sample, spec))
 
 
-def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "c h w"]:
-    """Pixels of a grey or RGB PNG or JPEG, turned as its EXIF says.
-
-    Raises:
-        DataError: not readable, too large, or of another mode (16 bits, alpha, palette, CMYK).
-    """
+def about_from(text: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that stands beside a sample; raises DataError where it is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{where}: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
-                if image.mode not in ("L", "RGB"):
-                    raise DataError(
-                        f"{where}: an image of mode {image.mode!r}, expected grey ('L') or RGB; "
-                        "unpack the archive and give it as an image folder, where other modes are converted"
-                    )
-                pixels = np.asarray(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{where}: not readable as PNG or JPEG ({error})") from None
-    return pixels[None].copy() if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def scores_json(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Scores in a fixed order and as JSON types: one that isn't finite is null."""
-    return {name: float(value) if math.isfinite(value) else None for name, value in sorted(scores.items())}
+        found = orjson.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: its .json isn't a JSON object")
+    return found
 
 
 def info_from(data: Mapping[str, Any], where: str) -> SampleInfo:
     """What an export says of one sample; raises DataError where it says something else."""
     try:
         scores = data["scores"]
-        values = json.loads(scores) if isinstance(scores, str) else scores
+        values = orjson.loads(scores) if isinstance(scores, str) else scores
         return SampleInfo(
             generator=str(data["generator"]),
             checkpoint=str(data["checkpoint"]),
             seed=int(data["seed"]),
             index=int(data["index"]),
-            scores={str(name): math.nan if value is None else float(value) for name, value in values.items()},
+            scores={str(name): _number(value) for name, value in values.items()},
+            sampler=str(data["sampler"]),
+            licence=str(data["licence"]),
+            soft_label=tuple(float(p) for p in data["soft_label"] or ()),
+            nearest=str(data["nearest"] or ""),
+            nearest_distance=_number(data["nearest_distance"]),
+            reasons=tuple(str(reason) for reason in data["reasons"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: not what an export of synthgen says of a sample ({type(error).__name__}: {error})") from None
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _checked(samples: Samples, spec: DatasetSpec) -> Iterator[tuple[Batch, Sequence[SampleInfo]]]:
+    seen: set[int] = set()
+    for batch, infos in samples:
+        if len(infos) != len(batch):
+            raise DataError(f"a batch of {len(batch)} samples comes with {len(infos)} infos")
+        if len(batch) and batch.images.shape[1:] != spec.image_shape:
+            raise DataError(f"samples of shape {batch.images.shape[1:]}, the data set {spec.name!r} has {spec.image_shape}")
+        for label, key in zip(batch.labels.tolist(), batch.keys, strict=True):
+            if not 0 <= label < spec.num_classes:
+                raise DataError(f"sample {key!r}: label {label}, the data set {spec.name!r} has {spec.num_classes} classes")
+            if not key or set(key) & set("./\\") or key[0] in "-_" or not key.isprintable() or len(key) > 200:
+                raise DataError(
+                    f"sample {key!r}: the key can't name a file of an export ('.', '/', a leading '-' or '_'); rename the image"
+                )
+            number = hash(key)  # 8 bytes a sample; that two keys share one is next to impossible
+            if number in seen:
+                raise DataError(f"sample {key!r}: the key stands twice; rename the image")
+            seen.add(number)
+        yield batch, infos
+
+
+def _rechunked(samples: Iterable[tuple[Batch, Sequence[SampleInfo]]]) -> Iterator[tuple[Batch, list[SampleInfo]]]:
+    """Batches of `CHUNK` samples."""
+    waiting: list[tuple[Batch, Sequence[SampleInfo]]] = []
+    count = 0
+    for batch, infos in samples:
+        waiting.append((batch, infos))
+        count += len(batch)
+        if count < CHUNK:
+            continue
+        whole, known = Batch.concatenate([b for b, _ in waiting]), [info for _, i in waiting for info in i]
+        last = count - count % CHUNK
+        for start in range(0, last, CHUNK):
+            yield whole.take(np.arange(start, start + CHUNK)), known[start : start + CHUNK]
+        waiting, count = [(whole.take(np.arange(last, count)), known[last:])], count - last
+    if count:
+        yield Batch.concatenate([b for b, _ in waiting]), [info for _, i in waiting for info in i]
+
+
+def _encode(chunk: tuple[Batch, list[SampleInfo]], preset: str) -> list[Encoded]:
+    batch, infos = chunk
+    extension = codec.PRESETS[preset][1]
+    files = codec.encode(batch.images, preset)
+    rows = zip(batch.keys, batch.labels.tolist(), batch.images, files, infos, strict=True)
+    return [Encoded(key, label, image, file, extension, info) for key, label, image, file, info in rows]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from synthgen import storage
 from synthgen.errors import DataError
-from synthgen.types import ShardManifest
+from synthgen.types import ExportFile, Shard, ShardManifest
 
 NAME = "MANIFEST.json"
 NOT_OURS = {NAME, storage.STAGE_MANIFEST, storage.TIMING}
@@ -36,16 +37,28 @@ def read(folder: Path) -> ShardManifest:
     data = storage.read_json(path)
     try:
         manifest = ShardManifest.from_json(data, str(path))
-        listed = sum(shard.num_samples for shard in manifest.shards)
+        listed = Counter({shard.format: 0 for shard in manifest.shards})
+        for shard in manifest.shards:
+            listed[shard.format] += shard.num_samples
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); run the export again") from None
-    formats = {shard.format for shard in manifest.shards}
-    if listed != manifest.num_samples * len(formats):
-        raise DataError(f"{path}: {manifest.num_samples} samples in {len(formats)} formats, but the shards list {listed}")
-    for shard in manifest.shards:
-        if Path(shard.path).is_absolute() or ".." in Path(shard.path).parts:
-            raise DataError(f"{path}: the shard {shard.path!r} lies outside of the export")
+    wrong = [f"{num} in {name}" for name, num in listed.items() if num != manifest.num_samples]
+    if wrong:
+        raise DataError(f"{path}: {manifest.num_samples} samples, but the shards list {' and '.join(wrong)}")
+    for file in everything(manifest):
+        if Path(file.path).is_absolute() or ".." in Path(file.path).parts or "\\" in file.path:
+            raise DataError(f"{path}: the file {file.path!r} lies outside of the export")
     return manifest
+
+
+def paths(manifest: ShardManifest) -> list[str]:
+    """Every file of an export, the manifest last: the order in which they may be copied."""
+    return [*(file.path for file in everything(manifest)), NAME]
+
+
+def everything(manifest: ShardManifest) -> list[Shard | ExportFile]:
+    """Every file that the manifest lists."""
+    return [*manifest.shards, *manifest.files]
 
 
 def verify(folder: Path) -> ShardManifest:
@@ -65,13 +78,13 @@ def verify(folder: Path) -> ShardManifest:
 def problems(folder: Path, manifest: ShardManifest) -> list[str]:
     """Every file that is missing, changed or not listed; links count as changed."""
     lines = []
-    for shard in manifest.shards:
-        path = folder / shard.path
+    for file in everything(manifest):
+        path = folder / file.path
         if path.is_symlink() or not path.is_file():
-            lines.append(f"missing {shard.path!r}")
-        elif path.stat().st_size != shard.num_bytes or storage.sha256_file(path) != shard.sha256:
-            lines.append(f"changed {shard.path!r}")
-    listed = {shard.path for shard in manifest.shards}
+            lines.append(f"missing {file.path!r}")
+        elif path.stat().st_size != file.num_bytes or storage.sha256_file(path) != file.sha256:
+            lines.append(f"changed {file.path!r}")
+    listed = {file.path for file in everything(manifest)}
     for root, _, names in os.walk(folder):
         for name in sorted(names):
             path = (Path(root) / name).relative_to(folder)

@@ -115,6 +115,13 @@ def on_disk(path: Path, spec: DatasetSpec | None = None) -> OnDisk:
     return table
 
 
+def keys(path: Path) -> tuple[str, ...]:
+    """The keys of all rows; raises as `read`."""
+    read_spec(path)
+    with readable(path):
+        return tuple(pq.read_table(path, columns=["key"]).column("key").to_pylist())
+
+
 def iterate(path: Path, batch: int, spec: DatasetSpec | None = None) -> Iterator[Batch]:
     """The rows in batches of `batch`, the last one shorter; raises as `read`."""
     found = read_spec(path)

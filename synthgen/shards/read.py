@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from synthgen.errors import DataError
-from synthgen.shards import manifest, parquet, raw, webdataset
-from synthgen.shards.encode import info_from
-from synthgen.shards.webdataset import Member
-from synthgen.types import Batch, DatasetSpec, SampleInfo
+from synthgen.shards import folder as image_folder
+from synthgen.shards import manifest, raw, webdataset
+from synthgen.shards.encode import Member, info_from
+from synthgen.shards.write import FORMATS
+from synthgen.types import Batch, DatasetSpec, SampleInfo, ShardManifest
+
+BY_SPEED = ("webdataset", "parquet", "npz", "folder")
 
 
 def load(path: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo] | None]:
     """Images, class names, and what is known of each sample (None where another tool made them).
 
     Args:
-        path: the folder of an export (WebDataset is preferred to Parquet), a `.tar` of any tool, or a `.parquet` that
+        path: the folder of an export, a `.tar` of any tool, or a `.parquet` that
             synthgen wrote between its stages.
 
     Raises:
@@ -36,22 +39,34 @@ def load(path: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo] | None]:
     raise DataError(f"{path}: neither the folder of an export, nor a .tar, nor a .parquet that synthgen wrote between its stages")
 
 
+def members(folder: Path, whole: ShardManifest) -> Iterator[Member]:
+    """The samples of an export one by one, in the order of the manifest, from the format that is read fastest.
+
+    Raises:
+        DataError: a file is damaged, or a sample isn't what the manifest says.
+    """
+    formats = {shard.format for shard in whole.shards}
+    form = next((name for name in BY_SPEED if name in formats), None)
+    shards = [shard for shard in whole.shards if shard.format == form]
+    paths = (
+        [folder / image_folder.FOLDER / image_folder.METADATA]
+        if form == "folder" and shards
+        else [folder / s.path for s in shards]
+    )
+    for path in paths:
+        for member in FORMATS[str(form)].read(path, whole.spec.image_shape[0]):
+            _check_fits(folder, member, whole.spec)
+            yield member
+
+
 def _export(folder: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo]]:
     whole = manifest.verify(folder)
     spec = whole.spec
-    formats = {shard.format for shard in whole.shards}
-    if not formats:
+    found = list(members(folder, whole))
+    if not found:
         return Batch(np.zeros((0, *spec.image_shape), np.uint8), np.zeros(0, np.int64), ()), spec.class_names, []
-    known = {"webdataset": webdataset.read, "parquet": parquet.read}
-    name = next((name for name in known if name in formats), None)
-    if name is None:
-        raise DataError(f"{folder}: formats {sorted(formats)}, known are {list(known)}")
-    members = [
-        member for shard in whole.shards if shard.format == name for member in known[name](folder / shard.path)
-    ]  # in the order of the manifest
-    _fits(folder, members, spec)
-    infos = [info_from(member.about, f"{folder}: sample {member.key!r}") for member in members]
-    return _batch(folder, members, [int(member.label) for member in members]), spec.class_names, infos
+    infos = [info_from(member.about, f"{folder}: sample {member.key!r}") for member in found]
+    return _batch(folder, found, [int(member.label) for member in found]), spec.class_names, infos
 
 
 def _foreign(path: Path) -> tuple[Batch, tuple[str, ...], None]:
@@ -86,12 +101,11 @@ def _classes(path: Path, members: Iterable[Member]) -> tuple[tuple[str, ...], li
     return tuple(ordered), [ordered.index(str(label)) for label in labels]
 
 
-def _fits(folder: Path, members: Iterable[Member], spec: DatasetSpec) -> None:
-    for member in members:
-        if member.image.shape != spec.image_shape:
-            raise DataError(f"{folder}: sample {member.key!r} has the shape {member.image.shape}, expected {spec.image_shape}")
-        if not isinstance(member.label, int) or not 0 <= member.label < spec.num_classes:
-            raise DataError(f"{folder}: sample {member.key!r} has the label {member.label!r} of {spec.num_classes} classes")
+def _check_fits(folder: Path, member: Member, spec: DatasetSpec) -> None:
+    if member.image.shape != spec.image_shape:
+        raise DataError(f"{folder}: sample {member.key!r} has the shape {member.image.shape}, expected {spec.image_shape}")
+    if not isinstance(member.label, int) or not 0 <= member.label < spec.num_classes:
+        raise DataError(f"{folder}: sample {member.key!r} has the label {member.label!r} of {spec.num_classes} classes")
 
 
 def _batch(path: Path, members: list[Member], labels: list[int]) -> Batch:

@@ -30,6 +30,12 @@ def read(path: Path) -> dict[str, list[Any]]:
         return pq.read_table(path).to_pydict()
 
 
+def open_table(path: Path) -> pa.Table:
+    """The columns as Arrow keeps them: eight bytes a figure, where a Python list takes 32; raises as `read`."""
+    with readable(path):
+        return pq.read_table(path)
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turns what pyarrow raises for a missing or damaged file into a `DataError` that names it."""

@@ -1,61 +1,68 @@
-"""WebDataset: tar archives in which the files of one key are a sample: key.png, key.cls, key.json.
+"""WebDataset: tar archives in which the files of one key are a sample: key.png (or webp), key.cls, key.json.
 
-Written with the standard library's tarfile and fixed headers (no date, owner or PAX record): the same samples give the
-same bytes. webdataset's own TarWriter adds a header with a date to each member unless told otherwise, and imports torch.
+Headers are fixed (no date, owner or PAX record): the same samples give the same bytes. webdataset's own TarWriter adds a
+header with a date to each member unless told otherwise. `index.json` beside the archives is what webdataset's `wids` reads.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, BinaryIO
 
 from synthgen import storage
 from synthgen.errors import DataError
-from synthgen.shapes import UInt8
-from synthgen.shards.encode import Encoded, Samples, chunks, decode_image, encoded, scores_json
+from synthgen.shards import codec
+from synthgen.shards.encode import CHUNK, Encoded, Member, about_from, about_json
 from synthgen.types import DatasetSpec, Shard
 
 FOLDER = "webdataset"
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_MEMBERS = 50_000_000
+BLOCK = tarfile.BLOCKSIZE
+IMAGES = ("png", "webp", "jpg", "jpeg")
 
 
-def write(folder: Path, samples: Samples, spec: DatasetSpec, shard_size: int) -> list[Shard]:
-    """Writes `webdataset/synthgen-000000.tar` and so on, at most `shard_size` samples each; [] for no samples.
-
-    Raises:
-        DataError: see `encode.encoded`.
-    """
-    shards = []
-    for number, chunk in enumerate(chunks(encoded(samples, spec), shard_size)):
-        name = f"{FOLDER}/synthgen-{number:06d}.tar"
-        with storage.atomic(folder / name) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for sample in chunk:
-                _add(tar, f"{sample.key}.png", sample.png)
-                _add(tar, f"{sample.key}.cls", str(sample.label).encode())
-                _add(tar, f"{sample.key}.json", json.dumps(_about(sample, spec), ensure_ascii=False, allow_nan=False).encode())
-        path = folder / name
-        shards.append(Shard(name, "webdataset", len(chunk), path.stat().st_size, storage.sha256_file(path)))
-    return shards
+def path_of(number: int) -> str:
+    """Where the archive of a number lies in the export."""
+    return f"{FOLDER}/synthgen-{number:06d}.tar"
 
 
-class Member(NamedTuple):
-    """One sample as it stands in an archive."""
+@contextmanager
+def shard(folder: Path, number: int, spec: DatasetSpec) -> Iterator[Callable[[Sequence[Encoded]], list[str]]]:
+    """An archive that takes samples until it is closed; each call returns the paths that it has written to."""
+    name = path_of(number)
+    with storage.atomic(folder / name) as file:
 
-    key: str
-    image: UInt8[np.ndarray, "c h w"]
-    label: int | str
-    about: dict[str, Any]
+        def put(samples: Sequence[Encoded]) -> list[str]:
+            pieces: list[bytes] = []
+            for sample in samples:
+                _add(pieces, f"{sample.key}.{sample.extension}", sample.file)
+                _add(pieces, f"{sample.key}.cls", b"%d" % sample.label)
+                _add(pieces, f"{sample.key}.json", about_json(sample, spec))
+            file.write(b"".join(pieces))
+            return [name]
+
+        yield put
+        file.write(bytes(2 * BLOCK))
+        file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
 
 
-def read(path: Path) -> Iterator[Member]:
-    """The samples of a tar archive, ours or another tool's: an image (png, jpg, jpeg) and a label (cls, or json).
+def index(folder: Path, shards: Sequence[Shard], spec: DatasetSpec) -> list[str]:
+    """Writes the list of archives that `wids.ShardListDataset` reads; returns the paths written."""
+    listed = [{"url": Path(s.path).name, "nsamples": s.num_samples, "filesize": s.num_bytes, "sha256": s.sha256} for s in shards]
+    name = f"{FOLDER}/index.json"
+    storage.write_json(
+        folder / name, {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": spec.name, "shardlist": listed}
+    )
+    return [name]
+
+
+def read(path: Path, channels: int | None = None) -> Iterator[Member]:
+    """The samples of a tar archive, ours or another tool's: an image (png, webp, jpg, jpeg) and a label (cls, or json).
 
     The label of a json is its "label", "cls", "class_name" or "class": a number, or a class name. A '/' in a key becomes
     '-'. Nothing is unpacked to disk or unpickled, and nothing but images, labels and JSON is looked at.
@@ -63,6 +70,46 @@ def read(path: Path) -> Iterator[Member]:
     Raises:
         DataError: damaged, a member that is no plain file, a name with '..', too large, or a sample without its label.
     """
+    waiting: list[tuple[str, dict[str, bytes]]] = []
+    for sample in _samples(path):
+        waiting.append(sample)
+        if len(waiting) == CHUNK:
+            yield from _decoded(path, waiting, channels)
+            waiting = []
+    yield from _decoded(path, waiting, channels)
+
+
+# Writing
+
+_TEMPLATE = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
+_CHECKSUM = slice(148, 156)
+_TEMPLATE[:100], _TEMPLATE[124:136], _TEMPLATE[_CHECKSUM] = bytes(100), bytes(12), b" " * 8
+_SUM = sum(_TEMPLATE)
+_AFTER_NAME, _AFTER_SIZE, _AFTER_SUM = bytes(_TEMPLATE[100:124]), bytes(_TEMPLATE[136:148]), bytes(_TEMPLATE[156:])
+
+
+def _add(pieces: list[bytes], name: str, data: bytes) -> None:
+    """A member: header, contents, padding. As `tarfile` writes it with mtime 0, owner 0 and no names."""
+    if len(name) > 100 or not name.isascii():
+        pieces.append(_long_header(name, len(data)))
+    else:
+        plain, size = name.encode(), b"%011o" % len(data)
+        check = b"%06o\0 " % (_SUM + sum(plain) + sum(size))
+        pieces += (plain.ljust(100, b"\0"), _AFTER_NAME, size, b"\0", _AFTER_SIZE, check, _AFTER_SUM)
+    pieces += (data, bytes(-len(data) % BLOCK))
+
+
+def _long_header(name: str, size: int) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = size, 0o644
+    return header.tobuf(tarfile.PAX_FORMAT)
+
+
+# Reading
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and files by extension of each sample."""
     parts: dict[str, bytes] = {}
     current = None
     for name, data in _files(path):
@@ -72,97 +119,103 @@ def read(path: Path) -> Iterator[Member]:
             continue  # no sample's file, to webdataset neither: README, .DS_Store, __index__.json
         key = (folder + slash + stem).replace("/", "-")
         if key != current and parts:
-            yield _sample(path, str(current), parts)
+            yield str(current), parts
             parts = {}
         current = key
         if extension.lower() in parts:
             raise DataError(f"{path}: {name!r} stands in it twice")
         parts[extension.lower()] = data
     if parts:
-        yield _sample(path, str(current), parts)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    header = tarfile.TarInfo(name)  # mtime 0, owner 0, no names
-    header.size, header.mode = len(data), 0o644
-    tar.addfile(header, io.BytesIO(data))
-
-
-def _about(sample: Encoded, spec: DatasetSpec) -> dict[str, Any]:
-    return {
-        "key": sample.key,
-        "label": sample.label,
-        "class_name": spec.class_names[sample.label],
-        "synthetic": True,
-        "generator": sample.info.generator,
-        "checkpoint": sample.info.checkpoint,
-        "seed": sample.info.seed,
-        "index": sample.info.index,
-        "scores": scores_json(sample.info.scores),
-    }
+        yield str(current), parts
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and contents of each plain file, after its header was checked."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for number, member in enumerate(tar):
-                if member.isdir():
-                    continue
-                _check_member(path, member, number)
-                file = tar.extractfile(member)
-                data = file.read() if file else b""
-                if len(data) != member.size:
-                    raise DataError(f"{path}: cut off inside {member.name!r}; copy or download it again")
-                yield member.name, data
-            _check_end(path, tar.offset)
+        with open(path, "rb") as file:
+            number = 0
+            while (header := file.read(BLOCK)) and (plain := _plain(header)) is not None:
+                name, size = plain
+                _check_member(path, name, size, number)
+                data = file.read(size + -size % BLOCK)
+                if len(data) < size:
+                    raise DataError(f"{path}: cut off inside {name!r}; copy or download it again")
+                yield name, data[:size]
+                number += 1
+            yield from _others(path, file, file.tell() - len(header), number)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path}: not readable as a tar archive ({error})") from None
 
 
-def _check_member(path: Path, member: tarfile.TarInfo, number: int) -> None:
-    if not member.isreg() or member.issparse():
-        raise DataError(f"{path}: member {member.name!r} is a link or a special file; only plain files are read")
-    if member.name.startswith("/") or ".." in member.name.split("/") or "\\" in member.name or "\0" in member.name:
-        raise DataError(f"{path}: member {member.name!r} has a path that leads out of the archive")
-    if member.size > MAX_MEMBER_BYTES:
-        raise DataError(f"{path}: member {member.name!r} has {member.size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read")
+def _plain(header: bytes) -> tuple[str, int] | None:
+    """Name and size of a plain USTAR file; None for any other header, which `tarfile` then reads."""
+    if header[156:157] not in b"0\0" or header[257:262] != b"ustar" or header[345:346] != b"\0" or len(header) < BLOCK:
+        return None
+    name, size, check = header[:100].rstrip(b"\0"), header[124:135], header[148:154]
+    if not (size.isdigit() and check.isdigit() and name.isascii()) or b"\0" in name or not name:
+        return None
+    # 1 and the sum of all bytes, modulo 65521, is Adler-32's lower half: ten times faster than sum()
+    if zlib.adler32(header) & 0xFFFF != (1 + int(check, 8) + sum(header[_CHECKSUM]) - 8 * 32) % 65521:
+        return None
+    return name.decode(), int(size, 8)
+
+
+def _others(path: Path, file: BinaryIO, offset: int, number: int) -> Iterator[tuple[str, bytes]]:
+    """The files from a header on that isn't a plain one: long names, other tools' headers, or the end."""
+    file.seek(offset)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise DataError(f"{path}: member {member.name!r} is a link or a special file; only plain files are read")
+            _check_member(path, member.name, member.size, number)
+            content = tar.extractfile(member)
+            data = content.read() if content else b""
+            if len(data) != member.size:
+                raise DataError(f"{path}: cut off inside {member.name!r}; copy or download it again")
+            yield member.name, data
+            number += 1
+        end = tar.offset
+    file.seek(end)
+    if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a damaged header, and the end of the file, for the end of the archive
+        raise DataError(f"{path}: damaged or cut off after {end:,} bytes; copy or download it again")
+
+
+def _check_member(path: Path, name: str, size: int, number: int) -> None:
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+        raise DataError(f"{path}: member {name!r} has a path that leads out of the archive")
+    if size > MAX_MEMBER_BYTES:
+        raise DataError(f"{path}: member {name!r} has {size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read")
     if number >= MAX_MEMBERS:
         raise DataError(f"{path}: more than {MAX_MEMBERS:,} members")
 
 
-def _check_end(path: Path, offset: int) -> None:
-    """tarfile takes a damaged header, and the end of the file, for the end of the archive."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DataError(f"{path}: damaged or cut off after {offset:,} bytes; copy or download it again")
+def _decoded(path: Path, samples: list[tuple[str, dict[str, bytes]]], channels: int | None) -> Iterator[Member]:
+    kinds = []
+    for key, parts in samples:
+        images = [extension for extension in IMAGES if extension in parts]
+        if len(images) != 1:
+            raise DataError(
+                f"{path}: sample {key!r}: {len(images)} images (.png, .webp, .jpg) among its files {sorted(parts)}, expected 1"
+            )
+        kinds.append(images[0])
+    files = [parts[kind] for (_, parts), kind in zip(samples, kinds, strict=True)]
+    decoded = codec.decode(files, lambda i: f"{path}: sample {samples[i][0]!r}", channels)
+    for (key, parts), kind, file, image in zip(samples, kinds, files, decoded, strict=True):
+        where = f"{path}: sample {key!r}"
+        known = about_from(parts["json"], where) if "json" in parts else {}
+        yield Member(key, image, _label(where, parts, known), known, file, kind)
 
 
-def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Member:
-    where = f"{path}: sample {key!r}"
-    images = [extension for extension in ("png", "jpg", "jpeg") if extension in parts]
-    if len(images) != 1:
-        raise DataError(f"{where}: {len(images)} images (.png, .jpg) among its files {sorted(parts)}, expected 1")
-    about: Any = {}
-    if "json" in parts:
-        try:
-            about = json.loads(parts["json"])
-        except (ValueError, RecursionError):
-            about = None
-        if not isinstance(about, dict):
-            raise DataError(f"{where}: its .json isn't a JSON object")
-    return Member(key, decode_image(parts[images[0]], where), _label(where, parts, about), about)
-
-
-def _label(where: str, parts: dict[str, bytes], about: dict[str, Any]) -> int | str:
+def _label(where: str, parts: dict[str, bytes], known: dict[str, Any]) -> int | str:
     if "cls" in parts:
         text = parts["cls"][:1000].decode("utf-8", "replace").strip()
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
     for field in ("label", "cls", "class_name", "class"):
-        value = about.get(field)
+        value = known.get(field)
         if isinstance(value, (int, str)) and not isinstance(value, bool):
             return value
     raise DataError(f"{where}: no label: neither a .cls nor a .json with 'label', 'cls', 'class_name' or 'class'")

@@ -8,7 +8,7 @@ from synthgen.types.gate import ClassFidelity, GateReport, Metric, Planted, Sele
 from synthgen.types.images import Batch, DatasetSpec, FeatureSet
 from synthgen.types.progress import Progress, Silent
 from synthgen.types.record import UNLABELLED, GateDecision, Record, Verdict
-from synthgen.types.shards import Provenance, SampleInfo, Shard, ShardManifest
+from synthgen.types.shards import ExportFile, Provenance, SampleInfo, Shard, ShardManifest
 
 __all__ = [
     "UNLABELLED",
@@ -19,6 +19,7 @@ __all__ = [
     "CurvePoint",
     "DatasetSpec",
     "Exchange",
+    "ExportFile",
     "FeatureSet",
     "GainReport",
     "GainRow",

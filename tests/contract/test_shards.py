@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from PIL import Image
 
 from synthgen import storage
 from synthgen.errors import DataError
-from synthgen.shards import manifest, parquet, raw, webdataset
+from synthgen.shards import card, codec, croissant, folder, manifest, raw, webdataset
+from synthgen.shards.arrange import arranged
+from synthgen.shards.encode import encoded
 from synthgen.shards.read import load
+from synthgen.shards.write import FORMATS, Limits, file_of, write
 from synthgen.types import Batch, DatasetSpec, Provenance, SampleInfo, ShardManifest
 
 NUM = 23
@@ -31,7 +35,13 @@ def samples_of(channels: int) -> tuple[Batch, list[SampleInfo]]:
     rng = np.random.default_rng(channels)
     images = rng.integers(0, 256, (NUM, channels, 6, 5), dtype=np.uint8)
     batch = Batch(images, rng.integers(0, 3, NUM), tuple(f"3fa9c1d2-{i:08d}" for i in range(NUM)))
-    infos = [SampleInfo("diffusion", "c" * 64, 7, i, {"label": i / 7, "copy": 1.5}) for i in range(NUM)]
+    infos = [
+        SampleInfo(
+            "diffusion", "c" * 64, 7, i, {"label": i / 7, "copy": 1.5}, "heun(18)", "cc-by-4.0", (0.25, 0.5, 0.25),
+            f"real-{i:06d}", i / 3, ("copy", "label") if i == 3 else (),
+        )
+        for i in range(NUM)
+    ]  # fmt: skip
     return batch, infos
 
 
@@ -41,14 +51,35 @@ def in_batches(batch: Batch, infos: list[SampleInfo], size: int):
         yield batch.take(rows), [infos[i] for i in rows]
 
 
-def export(folder: Path, channels: int, batch: int = 8, shard_size: int = 10) -> ShardManifest:
+EVIDENCE = {
+    "gate": {"verdict": "accept", "reasons": ["fine"], "notices": [], "candidates": 30, "kept": NUM, "dropped": {"copy": 7},
+             "copy_rate": 7 / 30, "real_dropped": 0.05, "extractor": "domain|x",
+             "metrics": [{"name": "fid", "value": 1.0, "real": 0.5, "excess": 0.5, "low": -0.1, "high": 1.0,
+                          "verdict": "accept"}]},
+    "verdict": "use", "reasons": ["gain: <b>it</b> helps"],
+    "gain": {"best_real": "real_aug", "best_synthetic": "synthetic_gated", "networks": 40,
+             "pairs": [{"arm": "synthetic_gated", "baseline": "real_aug", "difference": 2.0, "low": 0.5, "high": 3.5,
+                        "seeds": 10}],
+             "exchange": {"arm": "synthetic_gated", "num_real": 50, "equivalent": 80.0, "low": 60.0, "high": None}},
+}  # fmt: skip
+
+
+def export(
+    out: Path, channels: int, batch: int = 8, shard_size: int = 10, formats=tuple(FORMATS), preset="balanced", threads=1
+) -> ShardManifest:
     spec, (real, infos) = spec_of(channels), samples_of(channels)
-    shards = webdataset.write(folder, in_batches(real, infos, batch), spec, shard_size)
-    shards += parquet.write(folder, in_batches(real, infos, batch), spec, shard_size, num_samples=NUM)
+    chunks = encoded(in_batches(real, infos, batch), spec, preset, threads)
+    shards, files = write(out, chunks, spec, formats, Limits(shard_size))
     counts = {name: int((real.labels == label).sum()) for label, name in enumerate(spec.class_names)}
-    made_by = Provenance("c", "k", {}, "0", 7, "dpmpp_2m", 16, "cpu", {})
-    whole = ShardManifest(spec, tuple(shards), NUM, counts, "accept", made_by)
-    manifest.write(folder, whole)
+    made_by = Provenance("c", "k" * 64, {"split": "s" * 64}, "0", 7, "dpmpp_2m", 16, "cpu", {"torch": "2"})
+    plan = {"generator": "diffusion", "plan": {"labels": "match", "counts": counts}, "sampling": {}, "precision": "32-true"}
+    whole = ShardManifest(
+        spec, tuple(shards), tuple(files), NUM, counts, "accept", "use", made_by, plan, "cc-by-4.0", EVIDENCE, ()
+    )
+    for name, text in (("README.md", card.text(whole)), ("croissant.json", croissant.text(whole))):
+        storage.write_text(out / name, text)
+        whole = replace(whole, files=(*whole.files, file_of(out, name)))
+    manifest.write(out, whole)
     return whole
 
 
@@ -97,9 +128,9 @@ def test_raw_refuses_what_does_not_belong(tmp_path):
         raw.write(tmp_path / "b.parquet", [batch], spec_of(1))
     with pytest.raises(DataError, match="label 3"):
         raw.write(tmp_path / "b.parquet", [replace(batch, labels=batch.labels + 1)], spec)
-    parquet.write(tmp_path, [(batch, infos)], spec, 100, num_samples=NUM)
+    write(tmp_path, encoded([(batch, infos)], spec), spec, ["parquet"], Limits())
     with pytest.raises(DataError, match="between its stages"):
-        raw.read(tmp_path / "parquet" / "train-00000-of-00001.parquet")
+        raw.read(tmp_path / "parquet" / "train-00000.parquet")
     (tmp_path / "text.parquet").write_text("not parquet at all")
     with pytest.raises(DataError, match="not readable as Parquet"):
         raw.read(tmp_path / "text.parquet")
@@ -111,29 +142,67 @@ def test_raw_refuses_what_does_not_belong(tmp_path):
 
 def test_export_is_the_same_bytes_every_time(tmp_path):
     export(tmp_path / "a", 3, batch=8)
-    export(tmp_path / "b", 3, batch=1)
+    export(tmp_path / "b", 3, batch=1, threads=3)
     export(tmp_path / "c", 3, batch=NUM)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
-    assert sorted(contents(tmp_path / "a")) == [
-        "MANIFEST.json",
-        *(f"parquet/train-0000{i}-of-00003.parquet" for i in range(3)),
-        *(f"webdataset/synthgen-00000{i}.tar" for i in range(3)),
-    ]
+    classes = [folder.class_folder(name) for name in spec_of(3).class_names]
+    batch, _ = samples_of(3)
+    assert sorted(contents(tmp_path / "a")) == sorted(
+        [
+            "MANIFEST.json", "README.md", "croissant.json", "webdataset/index.json", "folder/metadata.jsonl",
+            *(f"folder/{classes[label]}/{key}.png" for label, key in zip(batch.labels, batch.keys, strict=True)),
+            *(f"npz/train-0000{i}.npz" for i in range(3)),
+            *(f"parquet/train-0000{i}.parquet" for i in range(3)),
+            *(f"webdataset/synthgen-00000{i}.tar" for i in range(3)),
+        ]
+    )  # fmt: skip
 
 
+@pytest.mark.parametrize("preset", list(codec.PRESETS))
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
-def test_export_comes_back(tmp_path, channels, kind):
-    whole = export(tmp_path, channels)
-    shards = tuple(shard for shard in whole.shards if shard.format == kind)
-    for shard in set(whole.shards) - set(shards):
-        (tmp_path / shard.path).unlink()
-    manifest.write(tmp_path, replace(whole, shards=shards))
+@pytest.mark.parametrize("kind", list(FORMATS))
+def test_export_comes_back(tmp_path, channels, kind, preset):
+    export(tmp_path, channels, formats=(kind,), preset=preset)
     batch, infos = samples_of(channels)
     back, names, known = load(tmp_path)
     np.testing.assert_array_equal(back.images, batch.images)
     np.testing.assert_array_equal(back.labels, batch.labels)
     assert (back.keys, names, known) == (batch.keys, spec_of(channels).class_names, infos)
+
+
+def test_every_format_ends_its_shards_at_the_same_samples(tmp_path):
+    whole = export(tmp_path, 3)
+    for kind in ("webdataset", "parquet", "npz"):
+        assert [shard.num_samples for shard in whole.shards if shard.format == kind] == [10, 10, 3]
+    assert manifest.verify(tmp_path) == whole
+
+
+def test_a_shard_ends_before_it_has_too_many_bytes(tmp_path):
+    real, infos = samples_of(3)
+    chunks = list(encoded([(real, infos)], spec_of(3)))
+    sizes = [len(sample.file) for sample in chunks[0]]
+    limit = sizes[0] + sizes[1] + sizes[2]
+    shards, _ = write(tmp_path / "a", chunks, spec_of(3), ["webdataset"], Limits(100, limit))
+    start = 0
+    for i, shard in enumerate(shards):
+        inside = sizes[start : start + shard.num_samples]
+        start += shard.num_samples
+        assert sum(inside) <= limit
+        assert i == len(shards) - 1 or sum(inside) + sizes[start] > limit
+    assert start == NUM
+    shards, _ = write(tmp_path / "b", chunks, spec_of(3), ["webdataset"], Limits(100, 1))
+    assert [shard.num_samples for shard in shards] == [1] * NUM
+
+
+def test_the_order_is_shuffled_and_every_stretch_has_the_class_mix():
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    order = arranged(labels, seed=3)
+    assert sorted(order.tolist()) == list(range(1000))
+    for start in range(0, 1000, 100):
+        np.testing.assert_allclose(np.bincount(labels[order[start : start + 100]], minlength=3), [60, 30, 10], atol=1)
+    assert not (np.diff(order[labels[order] == 0]) > 0).all()
+    np.testing.assert_array_equal(order, arranged(labels, seed=3))
+    assert (order != arranged(labels, seed=4)).any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -156,6 +225,8 @@ def test_webdataset_reads_an_export(tmp_path, channels):
         assert sample["json"]["class_name"] == spec_of(channels).class_names[batch.labels[i]]
         assert sample["json"]["synthetic"] is True
         assert sample["json"]["scores"] == infos[i].scores
+        assert sample["json"]["nearest"] == infos[i].nearest
+        assert sample["json"]["soft_label"] == list(infos[i].soft_label)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -182,13 +253,109 @@ def test_datasets_reads_an_export(tmp_path, channels, way, monkeypatch):
         np.testing.assert_array_equal(pixels, expected)
         assert (row["label"], row["key"], row["index"]) == (batch.labels[i], batch.keys[i], i)
         assert (row["synthetic"], row["generator"]) == (True, "diffusion")
-        assert json.loads(row["scores"]) == infos[i].scores
+        assert row["scores"] == infos[i].scores
+        assert (row["reasons"], row["soft_label"]) == (list(infos[i].reasons), list(infos[i].soft_label))
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "folder"])
+def test_datasets_reads_the_other_formats(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    export(tmp_path / "export", 3, formats=(kind,))
+    batch, _ = samples_of(3)
+    data = datasets.load_dataset(str(tmp_path / "export"), split="train", cache_dir=str(tmp_path / "cache"))
+    column = {"webdataset": "png", "folder": "image"}[kind]
+    keys = [row["key"] if kind == "folder" else row["__key__"] for row in data]
+    found = {key: np.asarray(row[column]) for key, row in zip(keys, data, strict=True)}
+    for image, key in zip(batch.images, batch.keys, strict=True):
+        np.testing.assert_array_equal(found[key], image.transpose(1, 2, 0))
+
+
+def test_wids_reads_the_index(tmp_path):
+    export(tmp_path, 3, formats=("webdataset",))
+    index = json.loads((tmp_path / "webdataset" / "index.json").read_text())
+    assert [(entry["url"], entry["nsamples"]) for entry in index["shardlist"]] == [
+        ("synthgen-000000.tar", 10), ("synthgen-000001.tar", 10), ("synthgen-000002.tar", 3),
+    ]  # fmt: skip
+    wids = pytest.importorskip("wids")
+    data = wids.ShardListDataset(str(tmp_path / "webdataset" / "index.json"), keep=True, cache_dir=str(tmp_path / "cache"))
+    batch, _ = samples_of(3)
+    assert len(data) == NUM
+    for i in (0, 9, 10, NUM - 1):
+        assert data[i]["__key__"] == batch.keys[i]
+
+
+def test_mlcroissant_reads_an_export(tmp_path):
+    mlcroissant = pytest.importorskip("mlcroissant")
+    export(tmp_path, 3, formats=("parquet", "webdataset"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rdflib's own, of what it will remove
+        found = mlcroissant.Dataset(jsonld=str(tmp_path / "croissant.json"))
+        assert not found.metadata.issues.errors, found.metadata.issues.report()
+        rows = list(found.records("samples"))
+    batch, _ = samples_of(3)
+    assert [row["samples/key"].decode() for row in rows] == list(batch.keys)
+    assert [row["samples/label"] for row in rows] == batch.labels.tolist()
+    np.testing.assert_array_equal(np.asarray(rows[0]["samples/image"]), batch.images[0].transpose(1, 2, 0))
+
+
+def test_the_card_tells_the_verdict_and_holds_no_markup_of_others(tmp_path):
+    export(tmp_path, 3)
+    text = (tmp_path / "README.md").read_text()
+    for part in ("**Use.**", "+2.00", "+0.50 to +3.50", "80 real ones", "23.33% were copies", "license: cc-by-4.0"):
+        assert part in text
+    assert "<b>" not in text
+    assert "synthgen replay KEY" in text
+
+
+@pytest.mark.parametrize("preset", list(codec.PRESETS))
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 1, 1), (1, 300, 300), (3, 150, 151)])
+def test_every_preset_opens_elsewhere_without_loss(preset, shape):
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.integers(0, 256, shape), np.full(shape, 255), np.zeros(shape)]).astype(np.uint8)
+    files = codec.encode(images, preset)
+    assert files == codec.encode(images, preset)
+    for image, file, back in zip(images, files, codec.decode(files, str, shape[0]), strict=True):
+        np.testing.assert_array_equal(back, image)
+        wide = np.broadcast_to(image, (3, *shape[1:])).transpose(1, 2, 0)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(file)).convert("RGB")), wide)
+        bgr = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+        np.testing.assert_array_equal(bgr[..., ::-1], wide)
+
+
+@pytest.mark.parametrize("preset", ["balanced", "fast"])
+def test_no_flipped_bit_of_a_png_passes(preset):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1, 3, 6, 5), dtype=np.uint8)
+    file = codec.encode(image, preset)[0]
+    for place in range(len(file)):
+        damaged = bytearray(file)
+        damaged[place] ^= 1 << (place % 8)
+        try:
+            back = codec.decode([bytes(damaged)], str)
+        except DataError:
+            continue
+        np.testing.assert_array_equal(back[0], image[0])  # a flag that no decoder reads
+
+
+def test_other_filters_and_a_bomb_go_through_pillow():
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.integers(0, 3, (40, 40, 3)), axis=0).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(smooth).save(buffer, "PNG", optimize=True)
+    np.testing.assert_array_equal(codec.decode_one(buffer.getvalue(), "x"), smooth.transpose(2, 0, 1))
+    body = zlib.compress(bytes(50_000_000), 9)
+    bomb = codec._head((6, 5, 3)) + codec._chunk(b"IDAT", body) + codec.END
+    assert codec._decode_own(bomb[: codec._HEAD_BYTES], [bomb]) is None
+    assert codec.decode_one(bomb, "x").shape == (3, 6, 5)
 
 
 def test_a_score_that_is_not_finite_is_null(tmp_path):
     batch, infos = samples_of(1)
     infos[0] = replace(infos[0], scores={"copy": float("nan"), "z": float("inf")})
-    webdataset.write(tmp_path, [(batch, infos)], spec_of(1), 100)
+    write(tmp_path, encoded([(batch.take(np.arange(1)), infos[:1])], spec_of(1)), spec_of(1), ["webdataset"], Limits())
     first = next(webdataset.read(tmp_path / "webdataset" / "synthgen-000000.tar"))
     assert first.about["scores"] == {"copy": None, "z": None}
 
@@ -198,15 +365,8 @@ def test_a_key_that_webdataset_would_misread_is_refused(tmp_path, key):
     batch, infos = samples_of(1)
     batch = replace(batch, keys=(key, *batch.keys[1:]))
     with pytest.raises(DataError, match="the key"):
-        webdataset.write(tmp_path, [(batch, infos)], spec_of(1), 100)
+        write(tmp_path, encoded([(batch, infos)], spec_of(1)), spec_of(1), ["webdataset", "parquet"], Limits())
     assert contents(tmp_path) == {}
-
-
-def test_the_announced_number_of_samples_has_to_come(tmp_path):
-    batch, infos = samples_of(1)
-    for announced in (NUM - 1, NUM + 1):
-        with pytest.raises(DataError, match="announced"):
-            parquet.write(tmp_path, [(batch, infos)], spec_of(1), 100, num_samples=announced)
 
 
 # The manifest
@@ -241,7 +401,7 @@ def test_missing_changed_and_extra_files_are_named(tmp_path):
 def test_a_damaged_manifest_is_one_line(tmp_path):
     export(tmp_path, 1)
     text = (tmp_path / manifest.NAME).read_text()
-    for broken in (text[:100], text.replace("synthgen.shards/1", "other/9"), text.replace('"sha256"', '"sha1"'), "[]", "{}"):
+    for broken in (text[:100], text.replace("synthgen.shards/2", "other/9"), text.replace('"sha256"', '"sha1"'), "[]", "{}"):
         (tmp_path / manifest.NAME).write_text(broken)
         with pytest.raises(DataError, match=manifest.NAME):
             load(tmp_path)
@@ -338,7 +498,7 @@ def test_limits_and_damage(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="at most 10 are read"):
         load(path)
     monkeypatch.setattr(webdataset, "MAX_MEMBER_BYTES", 10_000)
-    monkeypatch.setattr("synthgen.shards.encode.MAX_PIXELS", 20)
+    monkeypatch.setattr("synthgen.shards.codec.MAX_PIXELS", 20)
     with pytest.raises(DataError, match="pixels"):
         load(path)
 

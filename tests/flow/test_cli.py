@@ -122,7 +122,7 @@ def test_a_run_killed_in_each_stage_completes_with_the_same_shards(tmp_path):
     opened = storage.read_json(calm / "gain" / "opened.json")
     assert opened["split"] == "test"
     assert "networks were trained" in opened["after"]
-    stages = ["audit", "train/diffusion", "candidates/diffusion", "gate/diffusion", "select", "shards", "gain", "report"]
+    stages = ["audit", "train/diffusion", "candidates/diffusion", "gate/diffusion", "select", "gain", "shards", "report"]
     kills = 0
     for stage in stages:
         process = subprocess.Popen(
@@ -295,12 +295,15 @@ def test_a_text_file_named_png(capsys, monkeypatch, tmp_path):
 
 
 def test_a_shard_folder_without_a_manifest(capsys, monkeypatch, tmp_path, smoke):
-    from synthgen.shards import raw, webdataset
+    from synthgen.shards import raw
+    from synthgen.shards.encode import encoded
+    from synthgen.shards.write import Limits, write
     from synthgen.types import SampleInfo
 
     spec = raw.read_spec(smoke / "split" / "train.parquet")
     batch = raw.read(smoke / "split" / "train.parquet")
-    webdataset.write(tmp_path / "shards", [(batch, [SampleInfo("x", "", 0, i) for i in range(len(batch))])], spec, 100)
+    infos = [SampleInfo("x", "", 0, i) for i in range(len(batch))]
+    write(tmp_path / "shards", encoded([(batch, infos)], spec), spec, ["webdataset"], Limits())
     for folder in (tmp_path / "shards", tmp_path / "shards" / "webdataset"):
         code, said = call(capsys, monkeypatch, "gate", "--real", smoke, "--candidates", folder, "--out", tmp_path / "out")
         assert code == 3

@@ -1,0 +1,78 @@
+"""Image folder: class/key.png, and metadata.jsonl with what is said of each sample, as the library `datasets` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
+
+import orjson
+
+from synthgen import storage
+from synthgen.errors import DataError
+from synthgen.shards import codec
+from synthgen.shards.encode import CHUNK, Encoded, Member, about, about_from
+from synthgen.types import DatasetSpec, Shard
+
+FOLDER = "folder"
+METADATA = "metadata.jsonl"
+
+
+def class_folder(name: str) -> str:
+    """A class as the name of a folder: letters, digits and -_ stay, everything else is percent-encoded."""
+    return quote(name, safe=" -_").replace("~", "%7E").removesuffix(" ") or "%20"
+
+
+@contextmanager
+def shard(folder: Path, number: int, spec: DatasetSpec) -> Iterator[Callable[[Sequence[Encoded]], list[str]]]:
+    """The one folder of all samples (`number` is 0); each call returns the paths that it has written to."""
+    classes = [class_folder(name) for name in spec.class_names]
+    with ExitStack() as stack:
+        put_file = stack.enter_context(storage.loose(folder / FOLDER))
+        lines = stack.enter_context(storage.atomic(folder / FOLDER / METADATA))
+
+        def put(samples: Sequence[Encoded]) -> list[str]:
+            paths = []
+            for sample in samples:
+                name = f"{classes[sample.label]}/{sample.key}.{sample.extension}"
+                put_file(name, sample.file)
+                lines.write(orjson.dumps({"file_name": name, **about(sample, spec)}, option=orjson.OPT_APPEND_NEWLINE))
+                paths.append(f"{FOLDER}/{name}")
+            return paths
+
+        yield put
+
+
+def index(folder: Path, shards: Sequence[Shard], spec: DatasetSpec) -> list[str]:
+    """What is said of the samples stands beside them already."""
+    return [f"{FOLDER}/{METADATA}"] if shards else []
+
+
+def read(path: Path, channels: int | None = None) -> Iterator[Member]:
+    """The samples that a `metadata.jsonl` of `shard` lists.
+
+    Raises:
+        DataError: not readable, or a file that isn't there.
+    """
+    try:
+        with open(path, "rb") as lines:
+            while rows := list(islice(lines, CHUNK)):
+                yield from _members(path, rows, channels)
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error.strerror or error})") from None
+
+
+def _members(path: Path, rows: Sequence[bytes], channels: int | None) -> Iterator[Member]:
+    known = [about_from(line, f"{path}") for line in rows]
+    names = [str(row.get("file_name", "")) for row in known]
+    for name in names:
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"{path}: the file {name!r} lies outside of the folder")
+    files = [(path.parent / name).read_bytes() for name in names]
+    images = codec.decode(files, lambda i: str(path.parent / names[i]), channels)
+    for row, name, file, image in zip(known, names, files, images, strict=True):
+        if "key" not in row or "label" not in row:
+            raise DataError(f"{path}: {name!r} has no key or no label")
+        yield Member(row["key"], image, row["label"], row, file, name.rpartition(".")[2])

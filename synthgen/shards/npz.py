@@ -1,0 +1,71 @@
+"""NumPy's .npz, without pickle: image (n h w c), label, key, class_names, and about: a JSON object in UTF-8 a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from synthgen import storage
+from synthgen.errors import DataError
+from synthgen.shards import codec
+from synthgen.shards.encode import Encoded, Member, about_from, about_json
+from synthgen.types import DatasetSpec, Shard
+
+FOLDER = "npz"
+
+
+@contextmanager
+def shard(folder: Path, number: int, spec: DatasetSpec) -> Iterator[Callable[[Sequence[Encoded]], list[str]]]:
+    """A file that takes samples until it is closed, when it is written: a shard's pixels are held until then."""
+    name = f"{FOLDER}/train-{number:05d}.npz"
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    keys: list[str] = []
+    abouts: list[bytes] = []
+
+    def put(samples: Sequence[Encoded]) -> list[str]:
+        images.append(np.stack([sample.image for sample in samples]))
+        labels.extend(sample.label for sample in samples)
+        keys.extend(sample.key for sample in samples)
+        abouts.extend(about_json(sample, spec) for sample in samples)
+        return [name]
+
+    yield put
+    pixels = np.concatenate(images).transpose(0, 2, 3, 1)
+    with storage.atomic(folder / name) as file:
+        np.savez(
+            file,
+            image=np.ascontiguousarray(pixels),
+            label=np.array(labels, np.int64),
+            key=np.array(keys),
+            class_names=np.array(spec.class_names),
+            about=np.array(abouts),
+        )
+
+
+def index(folder: Path, shards: Sequence[Shard], spec: DatasetSpec) -> list[str]:
+    """Nothing: the files are found by their names."""
+    return []
+
+
+def read(path: Path, channels: int | None = None) -> Iterator[Member]:
+    """The samples of a file that `shard` made.
+
+    Raises:
+        DataError: not readable, or of another layout.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels, keys, abouts = (arrays[name] for name in ("image", "label", "key", "about"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path}: not readable as an .npz of synthgen ({error})") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images) == len(labels) == len(keys) == len(abouts):
+        raise DataError(f"{path}: images {images.dtype} {images.shape}, {len(labels)} labels, {len(keys)} keys: damaged")
+    for image, label, key, text in zip(images, labels.tolist(), keys.tolist(), abouts.tolist(), strict=True):
+        pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
+        yield Member(key, pixels, label, about_from(text, f"{path}: {key!r}"), codec.encode(pixels[None], "balanced")[0], "png")
