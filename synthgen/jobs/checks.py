@@ -35,7 +35,7 @@ def verify(place: str) -> dict[str, Any]:
             "what": "export",
             "files": len(manifest.everything(whole)),
             "samples": whole.num_samples,
-            "problems": found + _stage_problems(folder, folder),
+            "problems": list(dict.fromkeys(found + _stage_problems(folder, folder))),
         }
     stages = sorted({path.parent for path in folder.rglob(storage.STAGE_MANIFEST)}) if folder.is_dir() else []
     if not stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -119,7 +120,7 @@ def _find(export: Path, sha256: str) -> Path:
     """The checkpoint in the run folder that the export lies in."""
     for path in sorted(export.resolve().parent.glob(f"train/*/{CHECKPOINT}")):
         if storage.sha256_file(path) == sha256:
-            return path
+            return Path(os.path.relpath(path))
     raise CheckpointError(
         f"{export}: no checkpoint with sha256 {sha256[:16]}... in train/ beside it; say with --checkpoint where it lies"
     )
