@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synthgen.errors import EXIT_DEFECT, EXIT_INSUFFICIENT, EXIT_INTERRUPTED, EXIT_REJECT, ConfigError, SynthgenError
+from synthgen.errors import EXIT_DEFECT, EXIT_INSUFFICIENT, EXIT_INTERRUPTED, EXIT_REJECT, SynthgenError
 
 EPILOG = (
     "Exit codes: 0 done, whatever the verdict; 1 a worker was killed; 2 a setting is wrong; 3 images or labels; "
@@ -165,9 +165,10 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Draws labelled candidates: OUT/candidates.parquet. Default OUT: REAL/candidates/MODEL."""
-    real = real or _run_above(checkpoint)
+    from synthgen import api, jobs
+
+    real = real or api.run_above(checkpoint)
     config = _config(recipe, real, overrides)
-    from synthgen import jobs
 
     folder = out or real / "candidates" / (checkpoint if checkpoint.is_dir() else checkpoint.parent).name
     _watch(config, restart, quiet, lambda order: jobs.generate(order, jobs.Split.open(real), checkpoint, folder), folder)
@@ -223,7 +224,7 @@ def export(
     """
     config = _config(recipe, real, overrides)
     folder = out or Path("outputs") / f"shards-{candidates.stem}"
-    from synthgen import jobs
+    from synthgen import api, jobs
     from synthgen.shards import manifest
 
     decided = jobs.Decision.of(studied) if studied else None
@@ -231,7 +232,7 @@ def export(
         config,
         restart,
         quiet,
-        lambda order: jobs.export(order, jobs.Split.open(real), candidates, _gate_folder(judged), folder, decided),
+        lambda order: jobs.export(order, jobs.Split.open(real), candidates, api.gate_folder(judged), folder, decided),
         folder,
     )
     _print(manifest.read(folder).to_json(), json, True, lambda: None)
@@ -257,9 +258,9 @@ def gain(
     """Measures what synthetic images add on the locked test set: OUT/gain/gain.json, OUT/verdict.json, a report."""
     config = _config(recipe, real, overrides, real)
     folder = out or Path("outputs") / f"gain-{candidates.stem}"
-    from synthgen import jobs
+    from synthgen import api, jobs
 
-    gate_folder = _gate_folder(judged) if judged else None
+    gate_folder = api.gate_folder(judged) if judged else None
     about = _watch(config, restart, quiet, lambda order: jobs.assess(order, real, candidates, folder, True, gate_folder))
     _conclude(about, folder, exit_code, quiet, json)
 
@@ -442,50 +443,16 @@ def _main() -> int:
 
 def _config(recipe: str | None, beside: Path | None, overrides: list[str] | None, source: Path | None = None) -> Any:
     """Settings from a recipe, or from the config.yaml beside the data; `source` becomes the data if it isn't split yet."""
-    from synthgen import jobs
-    from synthgen.config.load import load
+    from synthgen import api
 
-    found = None
-    if beside is not None and (jobs.is_split(beside) or (beside / "verdict.json").is_file()):
-        places = (beside, beside.parent) if (beside / "dataset.json").is_file() else (beside,)
-        found = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
-    given = list(overrides or [])
-    if recipe is None and found is not None:
-        return load(str(found), given)
-    if source is None and beside is not None:
-        source = beside
-    placeholder = [] if any(g.startswith("data.path=") for g in given) else ["data.path=unknown"]
-    config = load(recipe or "folder", [*placeholder, *given])
-    return config if source is None or jobs.is_split(source) else jobs.source_of(source, config)
-
-
-def _run_above(checkpoint: Path) -> Path:
-    for folder in checkpoint.resolve().parents:
-        if (folder / "split" / "stage.json").is_file():
-            return folder
-    raise ConfigError(
-        f"{checkpoint}: no split/ in a folder above it; say with --real which `synthgen audit` folder it was trained on"
-    )
-
-
-def _gate_folder(path: Path) -> Path:
-    return path / "gate" if (path / "gate" / "gate.json").is_file() else path
+    return api.settings_for(recipe, beside, list(overrides or []), source)
 
 
 def _watch(config: Any, restart: bool, quiet: bool, job: Callable[[Any], Any], locked: Path | None = None) -> Any:
     """Runs a job under the progress bars, with the lock of its folder unless it takes that itself."""
-    from concurrent.futures.process import BrokenProcessPool
-    from contextlib import nullcontext
+    from synthgen import api
 
-    from synthgen import jobs, storage
-    from synthgen.screen import Screen
-    from synthgen.workers import explain_broken_pool
-
-    with Screen(quiet) as screen, storage.lock(locked) if locked else nullcontext():
-        try:
-            return job(jobs.Order(config, restart, screen))
-        except BrokenProcessPool as error:
-            raise explain_broken_pool(error) from error
+    return api.watch(config, job, restart, not quiet, locked)
 
 
 def _conclude(about: Any, folder: Path, exit_code: bool, quiet: bool, json: bool) -> None:

@@ -39,7 +39,7 @@ def test_a_benchmark_has_a_quick_check_and_leaves_its_figures_in_a_file(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
 
 
-@pytest.mark.parametrize("name", ["check", "demo", "install", "smoke", "test"])
+@pytest.mark.parametrize("name", ["check", "demo", "docs", "install", "smoke", "test"])
 def test_a_script_runs_from_anywhere_and_stops_at_the_first_error(name):
     path = ROOT / "scripts" / name
     text = path.read_text(encoding="utf-8")
