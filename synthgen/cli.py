@@ -383,13 +383,13 @@ def arms(json: Json = False, debug: Debug = False) -> None:
     show_arms(json)
 
 
-TOP = ("name", "seed", "device", "precision", "workers", "tracking", "project")
+TOP = ("name", "seed", "device", "precision", "workers", "tracking", "project", "group")
 JUDGING = ("features", "classifier", "gate")
 
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "run": (run, (*TOP, "models", "data", "split", "audit", "augment", "generators", *JUDGING, "generate", "export", "gain")),
     "audit": (audit, ("name", "data", "split", "audit")),
-    "train": (train, ("seed", "device", "precision", "augment", "generators")),
+    "train": (train, ("seed", "device", "precision", "tracking", "augment", "generators")),
     "generate": (generate, ("device", "generate", "generators")),
     "gate": (gate, ("seed", "device", "data", "split", "augment", *JUDGING)),
     "export": (export, ("export",)),

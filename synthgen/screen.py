@@ -1,20 +1,44 @@
-"""What a person sees: progress bars on a terminal, one line a stage elsewhere, and the verdict with its tables."""
+"""What a person sees: progress bars on a terminal, lines elsewhere, and the verdict with its tables."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+)
+from rich.table import Column, Table
 
 WIDTH = 112
 """Columns of the tables where no terminal says otherwise; narrower terminals wrap."""
+
+EVERY_S = 30.0
+"""Seconds between two lines of a task without a terminal."""
+
+UNITS = {
+    "train": "step",
+    "generate": "image",
+    "features": "network",
+    "select": "network",
+    "gain": "network",
+    "pool": "round",
+    "export": "image",
+}
+"""What a task counts, by its first word; the others are a few parts of unequal length, whose rate says nothing."""
 
 STYLE = {"use": "bold green", "reject": "bold red", "insufficient evidence": "bold yellow"}
 
@@ -26,27 +50,25 @@ def output() -> Console:
 
 
 class Screen:
-    """A `types.Progress` that draws bars with time left on a terminal and prints a line when a task is over.
+    """A `types.Progress` that draws bars on a terminal, and prints a line when a task is over.
+
+    A bar has the task, how far it is, its rate, the time left and a note such as the latest loss. Without a terminal a
+    task that takes long prints the same as a line about every `EVERY_S` seconds.
 
     Args:
         quiet: print nothing.
         console: where to; standard error if not given, so that --json keeps standard output to itself.
+        clock: seconds that only go up.
     """
 
-    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(self, quiet: bool = False, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console or Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.started = time.monotonic()
+        self.clock, self.started = clock, clock()
         self.bars: Progress | None = None
         self.tasks: dict[str, Any] = {}
+        self.running: dict[str, _Running] = {}
         if self.console.is_terminal and not quiet:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+            self.bars = Progress(*_columns(self.console.width), console=self.console, transient=True, get_time=clock)
 
     def __enter__(self) -> Screen:
         if self.bars:
@@ -58,24 +80,111 @@ class Screen:
             self.bars.stop()
 
     def start(self, task: str, total: int) -> None:
+        self._remove(task)
+        self.running[task] = _Running(task, total, self.clock())
         if self.bars:
-            self._remove(task)
-            self.tasks[task] = self.bars.add_task(escape(task), total=total, note="")
+            self.tasks[task] = self.bars.add_task(escape(task), total=total, note="", rate="", left="")
 
     def advance(self, task: str, steps: int = 1, note: str = "") -> None:
-        if self.bars and task in self.tasks:
-            self.bars.advance(self.tasks[task], steps)
-            if note:
-                self.bars.update(self.tasks[task], note=escape(note))
+        if task not in self.running:
+            return
+        running, now = self.running[task], self.clock()
+        running.advance(steps, note, now)
+        if self.bars:
+            rate, left = running.rate(), running.left()
+            self.bars.update(self.tasks[task], advance=steps, note=escape(running.note), rate=rate, left=left)
+        elif now - running.said >= EVERY_S and running.done < running.total:
+            running.said = now
+            self._line(task, running.line())
 
     def finish(self, task: str, line: str) -> None:
         self._remove(task)
-        seconds = time.monotonic() - self.started
-        self.console.print(f"{seconds:6.1f} s  {escape(f'{task:<19}')} {escape(line)}")
+        self._line(task, line)
+
+    def _line(self, task: str, line: str) -> None:
+        self.console.print(f"{self.clock() - self.started:6.1f} s  {escape(f'{task:<19}')} {escape(line)}")
 
     def _remove(self, task: str) -> None:
+        self.running.pop(task, None)
         if self.bars and task in self.tasks:
             self.bars.remove_task(self.tasks.pop(task))
+
+
+@dataclass
+class _Running:
+    """A task that isn't over.
+
+    Attributes:
+        began, before: when the rate is measured from, and how much was done then: what a resumed task took up isn't its work.
+        said: when it last printed a line.
+    """
+
+    task: str
+    total: int
+    began: float
+    before: int = 0
+    done: int = 0
+    note: str = ""
+    said: float = field(init=False)
+    at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.said = self.at = self.began
+
+    def advance(self, steps: int, note: str, now: float) -> None:
+        """Takes note of progress."""
+        taken_up = self.done == 0 and steps > 1 and now - self.began < 1e-3 * steps
+        self.done, self.note, self.at = self.done + steps, note or self.note, now
+        if taken_up:  # faster than anything is done
+            self.began, self.before = now, self.done
+
+    def _unit(self) -> str:
+        return UNITS.get(self.task.split()[0].rstrip(":"), "")
+
+    def _per_s(self) -> float:
+        done, seconds = self.done - self.before, self.at - self.began
+        return done / seconds if done > 0 and seconds > 0 else 0.0
+
+    def rate(self) -> str:
+        """Items a second, or seconds an item where that says more; empty where it says nothing."""
+        unit, per_s = self._unit(), self._per_s()
+        if not unit or not per_s:
+            return ""
+        return (
+            f"{per_s:,.0f} {unit}s/s" if per_s >= 10 else f"{per_s:.1f} {unit}s/s" if per_s >= 1 else f"{1 / per_s:.1f} s/{unit}"
+        )
+
+    def left(self) -> str:
+        """Time left at this rate: 00:05, 1:20:00; empty where there is no rate."""
+        per_s = self._per_s() if self._unit() else 0.0
+        return str(timedelta(seconds=round((self.total - self.done) / per_s))).removeprefix("0:") if per_s else ""
+
+    def line(self) -> str:
+        """Everything in one line."""
+        left = self.left()
+        parts = [f"{100 * self.done / max(1, self.total):.0f}%", self.rate(), f"{left} left" if left else "", self.note]
+        return ", ".join(part for part in parts if part)
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Those for which a terminal has room, the task and its time left before all."""
+    task, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}", justify="right")
+    rate = TextColumn("{task.fields[rate]}", justify="right")
+    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24))
+    if width < 60:
+        return [SpinnerColumn(), task, TaskProgressColumn(), left]
+    if width < 90:
+        return [
+            SpinnerColumn(),
+            task,
+            BarColumn(bar_width=10),
+            TaskProgressColumn(),
+            left,
+            *([rate] if width >= 76 else []),
+            note,
+        ]
+    bar = BarColumn(bar_width=20 if width < 110 else 30)
+    return [SpinnerColumn(), task, bar, TaskProgressColumn(), MofNCompleteColumn(), left, rate, note]
 
 
 def show_verdict(about: Mapping[str, Any], folder: str, console: Console) -> None:

@@ -1,119 +1,150 @@
-"""The run on a Weights & Biases dashboard: the only import of wandb. Off is a `Tracker` that does nothing.
+"""The run on a dashboard: Weights & Biases (the only import of wandb), or TensorBoard or CSV files. Off does nothing.
 
-A dashboard never fails a job: whatever goes wrong in wandb becomes one line of warning, and the tracker is off from
-there on. The command line, the code, git, the host and the console stay out of the run's files and of what is sent; an
-offline file says where on this machine the artifacts to be sent lie, since `wandb sync` needs that.
+A dashboard never fails a job: whatever goes wrong becomes one line of warning, and the tracker is off from there on. It
+never holds one up either: a run is always written to an offline file first, and what is online is a `wandb sync` of that
+file by a process of its own, which gets `ANSWER_S` to find a server and then `SEND_S` and a second a megabyte.
+
+The command line, the code, git, the host, the environment and the console stay out of the run's files and of what is sent.
+An offline file says where on this machine the artifacts to be sent lie, since `wandb sync` needs that.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
+from synthgen import logs, storage
 
-from synthgen.shapes import UInt8
-from synthgen.types import GainReport
+Mode = Literal["off", "offline", "online", "tensorboard", "csv"]
 
-Mode = Literal["off", "offline", "online"]
-
-FINISH_TIMEOUT_S = 60
-"""A server that doesn't answer is not waited for any longer; the run's files stay and `wandb sync` sends them."""
+ANSWER_S = 5
+"""Seconds in which a server has to say anything at all."""
+SEND_S = 30
+"""Seconds in which a run without artifacts has to be sent; then the run goes on and `wandb sync` can send it later."""
+SENT_BYTES_A_S = 1_000_000
+RECORDED = "recorded.json"
+"""In the folder of wandb's files: which run was written last, so that the same command again doesn't write it twice."""
 
 log = logging.getLogger("synthgen")
 
 
 class Tracker:
-    """A run on the dashboard, or nothing at all where `run` is None."""
+    """Where a run is recorded; this one records nothing.
 
-    def __init__(self, run: Any = None) -> None:
-        self._run = run
+    Attributes:
+        where: what to tell the user about it, empty if nothing.
+    """
+
+    where = ""
 
     @property
     def on(self) -> bool:
         """Whether anything is recorded still."""
-        return self._run is not None
+        return False
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Figures at a step; `step` is an axis of ours, so steps may come in any order."""
-        self._try("log", lambda run: run.log({**values, "step": step}))
+    def curve(self, name: str, axis: str, points: Sequence[tuple[float, float]]) -> None:
+        """A figure over an axis of its own: (axis, figure) pairs, in any order."""
 
-    def losses(self, model: str, losses: Sequence[Sequence[float]]) -> None:
-        """A training curve of (step, loss) pairs, with an axis of its own."""
-
-        def send(run: Any) -> None:
-            run.define_metric(f"train/{model}/loss", step_metric=f"train/{model}/step")
-            for step, loss in losses:
-                run.log({f"train/{model}/loss": float(loss), f"train/{model}/step": int(step)})
-
-        self._try("losses", send)
-
-    def image(self, name: str, image: bytes | UInt8[np.ndarray, "h w c"], caption: str = "") -> None:
-        """A picture: a PNG, or uint8 pixels of shape (h, w, c) with 1 or 3 channels."""
-
-        def send(run: Any) -> None:
-            import wandb
-
-            picture = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(np.squeeze(image))
-            run.log({name: wandb.Image(picture, caption=caption or None)})
-
-        self._try("image", send)
+    def image(self, name: str, png: bytes, caption: str = "", axis: str = "", step: int = 0) -> None:
+        """A PNG; with an axis it is one of a series."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table; a cell is a number, a text, or None."""
 
-        def send(run: Any) -> None:
-            import wandb
+    def plot(self, name: str, figure: Any) -> None:
+        """An interactive Plotly figure, where the dashboard can show one."""
 
-            data = [list(row) for row in rows]
-            run.log({name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
-
-        self._try("table", send)
-
-    def gain(self, report: GainReport) -> None:
-        """A gain study: the learning curve on an axis of its own, tables of what else it found, and its summary."""
-        for name, (columns, rows) in _gain_tables(report).items():
-            self.table(f"gain/{name}", columns, rows)
-        points = report.curve.points if report.curve else ()
-
-        def send(run: Any) -> None:
-            run.define_metric("gain/curve/accuracy", step_metric="gain/curve/num_real")
-            for point in points:
-                accuracy = sum(point.accuracies) / len(point.accuracies)
-                run.log({"gain/curve/accuracy": accuracy, "gain/curve/num_real": point.num_real})
-
-        if points:
-            self._try("gain", send)
-        first = next((i for i in report.intervals if (i.arm, i.baseline) == next(iter(report.decisive), None)), None)
-        found = {"verdict": report.verdict, "best_real": report.best_real, "best_synthetic": report.best_synthetic}
-        figures = {"difference": first.difference, "low": first.low, "high": first.high} if first else {}
-        self.summary({f"gain/{name}": value for name, value in (found | figures).items()})
-
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
-        """All files of a folder as an artifact; they are sent from where they are, not copied."""
-
-        def send(run: Any) -> None:
-            import wandb
-
-            artifact = wandb.Artifact(name, kind)
-            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-                artifact.add_file(str(path), path.relative_to(folder).as_posix(), policy="immutable")
-            run.log_artifact(artifact)
-
-        self._try("artifact", send)
+    def artifact(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any], alias: str = "") -> None:
+        """Files under their names; they are sent from where they are, not copied. `metadata` tells what they were made from."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Fields that runs are sorted by."""
-        self._try("summary", lambda run: run.summary.update(dict(values)))
+
+    def alert(self, title: str, text: str) -> None:
+        """A message to whoever follows the project."""
 
     def finish(self, failed: bool = False) -> None:
         """Closes the run; what comes after is ignored."""
+
+
+class WandB(Tracker):
+    """A run of Weights & Biases."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self.where = ""
+
+    @property
+    def on(self) -> bool:
+        return self._run is not None
+
+    def curve(self, name: str, axis: str, points: Sequence[tuple[float, float]]) -> None:
+        def send(run: Any) -> None:
+            run.define_metric(name, step_metric=axis)
+            for at, value in points:
+                run.log({name: float(value), axis: at})
+
+        self._try(f"curve {name}", send)
+
+    def image(self, name: str, png: bytes, caption: str = "", axis: str = "", step: int = 0) -> None:
+        def send(run: Any) -> None:
+            import wandb
+            from PIL import Image
+
+            picture = wandb.Image(Image.open(io.BytesIO(png)), caption=caption or None)
+            if axis:
+                run.define_metric(name, step_metric=axis)
+            run.log({name: picture, **({axis: step} if axis else {})})
+
+        self._try(f"image {name}", send)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            data: list[Any] = [list(row) for row in rows]
+            run.log({name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
+
+        self._try(f"table {name}", send)
+
+    def plot(self, name: str, figure: Any) -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Plotly(figure)})
+
+        self._try(f"plot {name}", send)
+
+    def artifact(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any], alias: str = "") -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, kind, metadata=dict(metadata))
+            for inside, path in sorted(files.items()):
+                artifact.add_file(str(path), inside, policy="immutable")
+            run.log_artifact(artifact, aliases=["latest", *([alias] if alias else [])])
+
+        self._try(f"artifact {name}", send)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._try("summary", lambda run: run.summary.update(dict(values)))
+
+    def alert(self, title: str, text: str) -> None:
+        self._try("alert", lambda run: run.alert(title, text))
+
+    def finish(self, failed: bool = False) -> None:
         self._try("finish", lambda run: run.finish(exit_code=int(failed)))
         self._run = None
 
@@ -124,53 +155,101 @@ class Tracker:
             send(self._run)
         except Exception as error:
             _warn(what, error)
-            self._run = None
+            run, self._run = self._run, None
+            with suppress(Exception):  # no process of wandb's is left behind
+                run.finish(exit_code=1)
+
+
+class Files(Tracker):
+    """TensorBoard events or CSV files of a run in `logs/run`; interactive figures, artifacts and alerts have no place there."""
+
+    def __init__(self, mode: str, out: Path) -> None:
+        self.out, self.mode = out, mode
+        self._log = logs.Log(mode, out / logs.FOLDER / "run")
+        self.where = f"tensorboard --logdir {out / logs.FOLDER}" if mode == "tensorboard" else str(out / logs.FOLDER)
+
+    @property
+    def on(self) -> bool:
+        return self._log.on
+
+    def curve(self, name: str, axis: str, points: Sequence[tuple[float, float]]) -> None:
+        if name.startswith("train/") and (self.out / logs.FOLDER / PurePosixPath(name).parent).is_dir():
+            return  # written while it was trained
+        for at, value in points:
+            self._log.figures({name: float(value)}, int(at))
+
+    def image(self, name: str, png: bytes, caption: str = "", axis: str = "", step: int = 0) -> None:
+        self._log.image(name, png, step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._log.table(name, columns, rows)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._log.table("summary", ["field", "value"], list(values.items()))
+        self._log.figures({name: float(v) for name, v in values.items() if isinstance(v, (int, float))}, 0)
+
+    def finish(self, failed: bool = False) -> None:
+        self._log.close()
 
 
 @contextmanager
-def open_run(mode: Mode, project: str, name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
+def open_run(
+    mode: Mode, project: str, group: str, name: str, folder: Path, config: Mapping[str, Any], identity: Any = None
+) -> Iterator[Tracker]:
     """A tracker for the length of a `with` block; the run fails on the dashboard where the block raises.
 
     Args:
-        mode: "off" imports nothing and writes nothing; "offline" is sent later by `wandb sync`.
-        project: on the dashboard.
-        name: of the run.
-        folder: wandb's files go to its subfolder `wandb`.
+        mode: "off" imports nothing and writes nothing; "offline" is sent later by `wandb sync`, "online" at the end of the
+            block; "tensorboard" and "csv" write to `folder/logs`.
+        project, group, name: on the dashboard. In a sweep W&B says project, name and id.
+        folder: of the run; wandb's files go to its subfolder `wandb`.
         config: settings to show, as JSON types; of an absolute path only the last part is kept.
+        identity: what the run's id is made from, as JSON types; a run that stands in `folder` already isn't written again,
+            only sent if it wasn't. None gives a random id.
+
+    Raises:
+        ConfigError: see `logs.check`.
     """
-    tracker = Tracker(_start(mode, project, name, folder, config) if mode != "off" else None)
+    if mode in logs.KINDS:
+        tracker: Tracker = Files(mode, folder)
+    elif mode == "off":
+        tracker = Tracker()
+    else:
+        key = storage.sha256_json([project, group, name, identity])[:16] if identity is not None else None
+        known = _recorded(folder, key)
+        tracker = WandB(None if known else _start(project, group, name, folder, config, key))
+    wandb_folder = _folder_of(tracker)
     try:
         yield tracker
     except BaseException:
         tracker.finish(failed=True)
         raise
+    whole = tracker.on
     tracker.finish()
+    if isinstance(tracker, WandB):
+        if whole and wandb_folder is not None:
+            storage.write_json(folder / "wandb" / RECORDED, {"id": key, "folder": wandb_folder.name})
+        found = wandb_folder if whole else known
+        tracker.where = _send(found, mode) if found is not None else ""
 
 
-def _gain_tables(report: GainReport) -> dict[str, tuple[list[str], list[list[Any]]]]:
-    """Name -> columns and rows; a part that the study hasn't is left out."""
-    curve = report.curve
-    found: dict[str, list[dict[str, Any]]] = {
-        "intervals": [asdict(i) | {"decisive": (i.arm, i.baseline) in report.decisive} for i in report.intervals],
-        "exchange": [asdict(e) for e in curve.exchange] if curve else [],
-        "controls": [asdict(control) for control in report.controls],
-        "classes": [asdict(c) for c in report.classes],
-        "advice": [{"advice": line} for line in report.advice],
-        "skipped": [{"arm": arm, "reason": why} for arm, why in report.skipped.items()],
-    }
-    return {name: (list(rows[0]), [list(row.values()) for row in rows]) for name, rows in found.items() if rows}
+def in_sweep() -> bool:
+    """Whether an agent of W&B has started this process."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
-def _start(mode: Mode, project: str, name: str, folder: Path, config: Mapping[str, Any]) -> Any:
-    """A wandb run with nothing of the machine in it; None where wandb can't start."""
+def _start(project: str, group: str, name: str, folder: Path, config: Mapping[str, Any], key: str | None) -> Any:
+    """An offline run of wandb with nothing of the machine in it; None where wandb can't start."""
     try:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
+        named: dict[str, Any] = {} if in_sweep() else {"project": project, "run_name": name}
+        if key and not os.environ.get("WANDB_RUN_ID"):
+            named["run_id"] = key
         settings = wandb.Settings(
-            mode=mode,
-            project=project,
-            run_name=name,
+            mode="offline",
+            run_group=group,
             root_dir=str(folder),
             silent=True,
             console="off",
@@ -185,15 +264,125 @@ def _start(mode: Mode, project: str, name: str, folder: Path, config: Mapping[st
             x_disable_stats=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
-            init_timeout=FINISH_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
+            init_timeout=SEND_S,
+            finish_timeout=SEND_S,
+            **named,
         )
-        run = wandb.init(config=_without_paths(dict(config)), settings=settings, reinit="create_new")
-        run.define_metric("*", step_metric="step")
-        return run
+        return wandb.init(config=_without_paths(dict(config)), settings=settings, reinit="create_new")
     except Exception as error:
         _warn("start", error)
         return None
+
+
+def _folder_of(tracker: Tracker) -> Path | None:
+    """The folder that wandb writes a run to."""
+    run = getattr(tracker, "_run", None)
+    return Path(run.settings.sync_dir) if run is not None else None
+
+
+def _recorded(folder: Path, key: str | None) -> Path | None:
+    """Where the run of this id was written by an earlier command; None if it wasn't."""
+    note = folder / "wandb" / RECORDED
+    if key is None or not note.is_file():
+        return None
+    about = storage.read_json(note)
+    if not isinstance(about, dict) or about.get("id") != key:
+        return None
+    found = folder / "wandb" / str(about.get("folder"))
+    return found if found.is_dir() else None
+
+
+# Sending
+
+
+def _send(folder: Path, mode: Mode) -> str:
+    """What became of a run's file: sent, or how to send it; empty where a warning says so."""
+    by_hand = f"`wandb sync {folder}` sends it"
+    if mode != "online" or os.environ.get("WANDB_MODE", "online") != "online":
+        return by_hand
+    if any(folder.glob("*.wandb.synced")):
+        return "sent before"
+    try:
+        problem = _sync(folder)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if problem:
+        log.warning("Weights & Biases: the run was not sent (%s), and the job goes on; %s", problem, by_hand)
+        return ""
+    return "sent"
+
+
+def _sync(folder: Path) -> str:
+    """Why the run couldn't be sent; empty if it was."""
+    silent = _silence_of(_base_url())
+    if silent:
+        return silent
+    command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder.resolve())]
+    limit = SEND_S + _bytes_to_send(folder) / SENT_BYTES_A_S
+    # a wandb and a session of its own: what it starts is ended with it, and its trouble isn't ours
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=folder.parent.parent, env=environment, text=True, **quiet)  # type: ignore
+    try:
+        said, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return f"not done in {limit:.0f} s"
+    finally:
+        _end(process)
+    if process.returncode == 0 and any(folder.glob("*.wandb.synced")):
+        return ""
+    lines = [line.removeprefix("wandb: ").strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("ERROR", "Error")) and "<no message>" not in line]
+    return telling[-1][:200] if telling else f"wandb sync ended with {process.returncode}; is the API key right?"
+
+
+def _base_url() -> str:
+    """Of the server, by the environment or the settings of `wandb login`."""
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
+def _end(process: Any) -> None:
+    """Nothing of a process is left, nor of what it has started."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def _silence_of(url: str) -> str:
+    """Why no server is there; empty if something answers. A refusal is an answer: `wandb sync` says what it means."""
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(f"{url.rstrip('/')}/healthz", timeout=ANSWER_S).close()
+            found.append("")
+        except urllib.error.HTTPError as error:
+            found.append(f"{url} answers {error.code}" if error.code >= 500 else "")
+        except Exception as error:
+            reason = getattr(error, "reason", error)
+            found.append("" if isinstance(reason, ssl.SSLError) else f"{url} doesn't answer: {reason}")  # wandb has its own CAs
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    return found[0] if found else f"{url} doesn't answer in {ANSWER_S} s"
+
+
+def _bytes_to_send(folder: Path) -> int:
+    """Of a run and of its artifacts, which lie elsewhere in the run folder."""
+    out = folder.parent.parent
+    places = [folder, out / "shards", *out.glob("train/*/generator.safetensors")]
+    files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*"))]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+# What isn't sent
 
 
 def _without_paths(value: Any) -> Any:

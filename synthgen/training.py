@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +30,7 @@ from synthgen.choice import Choice, Finding
 from synthgen.data.stacks import Stack
 from synthgen.data.transforms import to_float
 from synthgen.errors import ConfigError, DataError, TrainingError
+from synthgen.logs import Log
 from synthgen.models.base import put
 from synthgen.types import UNLABELLED, Progress
 
@@ -52,6 +53,8 @@ class Fit:
         step: the step whose weights the module has.
         kept: whether these are weights that a look has approved of, or that nobody looked at; False where every look refused.
         stopped: why training ended before its time; empty if it didn't.
+        rates: learning rates of the optimisers' groups, at each of the steps of `losses`.
+        pictures: step of a look -> PNG of its samples; those that were taken where a `folder` was given.
     """
 
     losses: tuple[tuple[int, float], ...]
@@ -60,6 +63,8 @@ class Fit:
     step: int = 0
     stopped: str = ""
     kept: bool = True
+    rates: tuple[tuple[float, ...], ...] = ()
+    pictures: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,13 @@ class Looks:
         look: (module, step) -> what was found; changes nothing in the module but which average is chosen.
         steps: after which steps.
         tolerance: see `Choice`.
+        picture: a PNG of what the last look saw, empty where it saw nothing; None takes no pictures.
     """
 
     look: Callable[[Any, int], Finding]
     steps: tuple[int, ...]
     tolerance: float = 2.0
+    picture: Callable[[], bytes] | None = None
 
 
 @runtime_checkable
@@ -255,7 +262,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Watch(pl.Callback):
-    """Records the loss, tells the progress, stops on a loss that isn't finite, and saves for resumption."""
+    """Records loss and learning rates, tells who watches, stops on a loss that isn't finite, and saves for resumption."""
 
     def __init__(
         self,
@@ -267,11 +274,14 @@ class Watch(pl.Callback):
         resume: dict[str, Any] | None,
         looks: Looks | None = None,
         sampler: Steps | None = None,
+        log: Log | None = None,
     ) -> None:
         self.task, self.progress, self.folder, self.save_every_s, self.resume = task, progress, folder, save_every_s, resume
         self.steps, self.every, self.sampler = steps, max(1, steps // 100), sampler
         self.looks, self.choice = looks, Choice(looks.tolerance if looks else 0.0)
         self.losses: list[tuple[int, float]] = []
+        self.rates: list[tuple[float, ...]] = []
+        self.written, self.now = log, tuple[float, ...]()
         self.done, self.shown, self.saves, self.saved_at = 0, 0, 0, time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -290,6 +300,13 @@ class Watch(pl.Callback):
         self.load_state_dict(self.resume["callbacks"][self.state_key])
         self.progress.advance(self.task, self.done)
         self.shown = self.done
+        if self.written:  # it begins anew: what came after this checkpoint comes again
+            for (step, loss), rates in zip(self.losses, self.rates, strict=True):
+                self.written.training(step, loss, rates)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        # before the step: the schedules have moved on when it is over
+        self.now = tuple(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.done += 1
@@ -301,6 +318,9 @@ class Watch(pl.Callback):
             self._fail(trainer, f"the loss is {loss} at step {self.done}")
             return
         self.losses.append((self.done, round(loss, 6)))
+        self.rates.append(self.now)
+        if self.written:
+            self.written.training(*self.losses[-1], self.now)
         self.progress.advance(self.task, self.done - self.shown, f"loss {loss:.3f}")
         self.shown = self.done
 
@@ -315,6 +335,8 @@ class Watch(pl.Callback):
         module.eval()
         finding = self.looks.look(module, self.done)
         module.train()
+        if self.folder and self.looks.picture and (png := self.looks.picture()):
+            storage.write_bytes(_picture(self.folder, self.done), png)
         self.choice.consider(finding, lambda: copy.deepcopy(module.state_dict()))
         if self.choice.stopped:
             trainer.should_stop = True
@@ -347,11 +369,12 @@ class Watch(pl.Callback):
         return "Watch"
 
     def state_dict(self) -> dict[str, Any]:
-        losses = [list(pair) for pair in self.losses]
-        return {"losses": losses, "done": self.done, "saves": self.saves + 1, "choice": self.choice.state_dict()}
+        curve = {"losses": [list(pair) for pair in self.losses], "rates": [list(rates) for rates in self.rates]}
+        return {**curve, "done": self.done, "saves": self.saves + 1, "choice": self.choice.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self.rates = [tuple(rates) for rates in state.get("rates", [()] * len(self.losses))]  # older checkpoints have none
         self.done, self.saves = state["done"], state["saves"]
         self.choice.load_state_dict(state["choice"])
 
@@ -369,6 +392,7 @@ def fit(
     folder: Path | None = None,
     save_every_s: float = 30.0,
     looks: Looks | None = None,
+    log: Log | None = None,
 ) -> Fit:
     """Trains a module for `steps` steps on batches of labelled images.
 
@@ -384,6 +408,7 @@ def fit(
         folder: where checkpoints for resumption go (`resume-*.ckpt`); None keeps none.
         save_every_s: seconds between checkpoints.
         looks: when the module is looked at; it then leaves with the weights of the best look, and training may end early.
+        log: gets loss and learning rates as they come, and is closed at the end.
 
     Raises:
         DataError: an empty source, or an image without a label.
@@ -398,7 +423,7 @@ def fit(
     resume = _newest_checkpoint(folder)
     first = resume["callbacks"]["Watch"]["done"] if resume else 0
     sampler = Steps(first, steps, looks.steps if looks else ())
-    watch = Watch(task, steps, progress, folder, save_every_s, resume, looks, sampler)
+    watch = Watch(task, steps, progress, folder, save_every_s, resume, looks, sampler, log)
     progress.start(task, steps)
     batches = sources if isinstance(sources, Stack) else Keyed(sources, seed, torch.device(device))
     with closing(batches) as data, warnings.catch_warnings():
@@ -421,6 +446,8 @@ def fit(
             reload_dataloaders_every_n_epochs=1,
         )
         trainer.fit(module, loader)
+    if log:
+        log.close()
     module.cpu()
     step = watch.leave(module)
     if not all(torch.isfinite(p).all() for p in module.parameters()):
@@ -428,7 +455,15 @@ def fit(
     module.eval()
     findings = tuple(watch.choice.findings)
     kept = not findings or watch.choice.kept is not None
-    return Fit(tuple(watch.losses), time.perf_counter() - started, findings, step, watch.choice.stopped, kept)
+    seen = {look.step: _picture(folder, look.step) for look in findings} if folder else {}
+    pictures = {look: path.read_bytes() for look, path in seen.items() if path.is_file()}
+    spent = time.perf_counter() - started
+    return Fit(tuple(watch.losses), spent, findings, step, watch.choice.stopped, kept, tuple(watch.rates), pictures)
+
+
+def _picture(folder: Path, step: int) -> Path:
+    """Survives a kill as the checkpoints do."""
+    return folder / f"{storage.RESUME}-look-{step:06d}.png"
 
 
 def _as_is(batch: Any) -> Any:

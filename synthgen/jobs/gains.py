@@ -160,7 +160,7 @@ def _train_cell(task: _CellTask, progress: Progress) -> None:
     if not task.out.is_file():
         trained = cells.train_cell(task.cell, _setting(task.contest), _Teach(task) if task.teachers else None)
         storage.write_bytes(task.out, trained.to_bytes())
-    progress.advance(task.task, len(task.cell.networks))
+    progress.advance(task.task, len(task.cell.networks), f"{task.cell.recipe} done")
 
 
 class _Teach:

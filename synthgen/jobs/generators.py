@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthgen import models, sampling, storage, training
+from synthgen import logs, models, sampling, storage, training
 from synthgen.errors import CheckpointError
 from synthgen.jobs import pools, pretrained
 from synthgen.jobs.gates import Judging, num_candidates
@@ -55,7 +55,7 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
             generator, start = _start(order, split, model)
             looker = Looker(order, split, networks) if config.looks.times else None
             when = look_steps(own.steps, config.looks.times) if looker else ()
-            looks = training.Looks(looker, when, config.looks.tolerance) if looker else None
+            looks = training.Looks(looker, when, config.looks.tolerance, looker.picture) if looker else None
             done = training.fit(
                 generator,
                 [(pools.with_pool(order, split) if config.pool.train else split.on_disk("train"), own.batch_size)],
@@ -67,10 +67,14 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
                 precision=config.precision,
                 folder=out,
                 looks=looks,
+                log=logs.of_training(config.tracking, split.folder.parent, out.name),
             )
             work.write_bytes(CHECKPOINT, to_bytes(generator, split.digest, split.origin))
+            for step, picture in done.pictures.items():
+                work.write_bytes(f"looks/step-{step:06d}.png", picture)
             about: dict[str, Any] = {
                 "losses": {"loss": done.losses},
+                "learning_rates": done.rates,
                 "looks": [{"step": look.step, **look.values} for look in done.looks],
                 "step": done.step,
                 "kept": done.kept,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from synthgen import extraction, randomness, sampling
 from synthgen.choice import Finding
@@ -23,6 +25,7 @@ from synthgen.metrics.copies import copy_ratio
 from synthgen.metrics.frechet import frechet_distance
 from synthgen.metrics.prdc import prdc
 from synthgen.models import Generator
+from synthgen.shapes import UInt8
 from synthgen.types import Batch
 from synthgen.workers import single_thread
 
@@ -32,6 +35,8 @@ LEAST_REFERENCE = 50
 """Reference images that the looks' metrics need."""
 OTHER_NOISE = 2**40
 """Added to the seed: no sample that is looked at is a candidate, so the choice isn't made on what the gate will judge."""
+COLUMNS, ROWS, LEAST_PX = 10, 20, 32
+"""Of a grid of samples: images of a class, classes, and the size that smaller images are enlarged to."""
 MOST_HELD_OUT = 2000
 """Held-out images that the copy threshold is calibrated on and compared with, val images whose loss is taken."""
 
@@ -46,6 +51,7 @@ class Looker:
         config = order.config
         self.order, self.config, self.spec, self.train = order, config, split.spec, pools.with_pool(order, split)
         self.seconds = 0.0
+        self.seen: Batch | None = None
         judging = Judging(order, split, networks)
         self.extractor = judging.extractor
         reference, val = split.role("reference"), split.role("val")
@@ -59,6 +65,10 @@ class Looker:
         null = self._ratios(self.held_out.images, exclude_self=True)
         self.threshold = float(np.quantile(null, FALSE_ALARM, method="lower"))
 
+    def picture(self) -> bytes:
+        """The last look's samples as a grid, always of the same noise and labels; empty where they weren't finite."""
+        return png(grid(self.seen)) if self.seen is not None else b""
+
     def __call__(self, module: Generator, step: int) -> Finding:
         started = time.perf_counter()
         with single_thread():  # the same bytes whatever the number of cores
@@ -67,26 +77,29 @@ class Looker:
         return finding
 
     def _look(self, module: Generator, step: int) -> Finding:
-        best: tuple[float, int, np.ndarray | None, dict[str, float]] | None = None
+        best: tuple[float, int, np.ndarray | None, Batch | None, dict[str, float]] | None = None
         for number in range(len(module.ema.networks)):
             module.ema.chosen = number
             losses = self._losses(module)
-            seen = {} if losses is not None else self._samples_measured(module)
-            score = float(losses.mean()) if losses is not None else seen.get("fid", math.inf)
+            drawn = None if losses is not None else self._samples(module)
+            measured = self.measure(drawn) if drawn is not None else {}
+            score = float(losses.mean()) if losses is not None else measured.get("fid", math.inf)
             if best is None or score < best[0]:
-                best = score, number, losses, seen
+                best = score, number, losses, drawn, measured
         assert best is not None
-        _, module.ema.chosen, losses, seen = best
+        _, module.ema.chosen, losses, self.seen, measured = best
         values = {"average": float(module.ema.decays[module.ema.chosen])}
         if losses is not None:
             values["held_out_loss"] = round(float(losses.mean()), 6)
-        values |= seen or self._samples_measured(module)
+            self.seen = self._samples(module)
+            measured = self.measure(self.seen) if self.seen is not None else {}
+        values |= measured
         copies, most = values.get("copy_share", 0.0), self.config.looks.max_copy_share
         stop = f"{copies:.0%} of the samples at step {step} are copies of training images, at most {most:.0%}"
         return Finding(step, values, values.get("fid", math.inf), losses, stop if copies > most else "")
 
-    def _samples_measured(self, module: Generator) -> dict[str, float]:
-        """What `measure` says of this step's samples; nothing if they aren't finite."""
+    def _samples(self, module: Generator) -> Batch | None:
+        """This step's samples; None if they aren't finite."""
         own, device = self.config.generate, self.order.device
         batches = sampling.sample(
             module,
@@ -99,10 +112,9 @@ class Looker:
             precision=own.precision,
         )
         try:
-            batch = Batch.concatenate(list(batches))
+            return Batch.concatenate(list(batches))
         except DataError:  # not finite
-            return {}
-        return self.measure(batch)
+            return None
 
     def measure(self, batch: Batch) -> dict[str, float]:
         """FID, precision, recall, density and coverage against the reference, and the share of copies of train."""
@@ -142,6 +154,26 @@ class Looker:
     def _some(self, batch: Batch, name: str) -> Batch:
         rows = randomness.stream(self.config.seed, f"looks/{name}").permutation(len(batch))[:MOST_HELD_OUT]
         return batch.take(np.sort(rows))
+
+
+def grid(batch: Batch) -> UInt8[np.ndarray, "h w c"]:
+    """The first samples of each class, a class a row, as one image with 1 or 3 channels."""
+    rows = []
+    for label in np.unique(batch.labels)[:ROWS]:
+        images = batch.images[batch.labels == label][:COLUMNS]
+        padded = np.concatenate([images, np.zeros((COLUMNS - len(images), *images.shape[1:]), np.uint8)])
+        rows.append(np.concatenate(list(padded), axis=2))
+    return np.concatenate(rows, axis=1).transpose(1, 2, 0)
+
+
+def png(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """A grid as a PNG, its pixels enlarged where the images in it are tiny."""
+    size = pixels.shape[1] // COLUMNS
+    times = -(-LEAST_PX // size) if size < LEAST_PX else 1
+    file = io.BytesIO()
+    enlarged = pixels.repeat(times, axis=0).repeat(times, axis=1)
+    Image.fromarray(enlarged[..., 0] if enlarged.shape[2] == 1 else enlarged).save(file, "PNG")
+    return file.getvalue()
 
 
 def seen_with(config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from synthgen.errors import ConfigError, DataError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
-from synthgen.jobs.dashboards import track
+from synthgen.jobs.dashboards import check_tracking, track
 from synthgen.jobs.exports import Decision, export
 from synthgen.jobs.gains import Contest, Judged, check_study, gain, select
 from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
@@ -48,6 +48,7 @@ def _make_candidates(task: _GeneratorTask, progress: Progress) -> None:
 
 def train_one(order: Order, data: Path, model: str, out: Path) -> None:
     """A folder of `audit` -> a trained generator; the networks that look at it are trained first where they aren't there."""
+    check_tracking(order)
     split = Split.open(data)
     check_generator(order, split, model)
     if order.config.looks.times:
@@ -88,6 +89,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
     config = order.config
     gain_arms.check_arms(config.gain.arms, config.gain.study)
     check_extractor(order)
+    check_tracking(order)
     training.pick_device(config.device)
     with storage.lock(out), Pool(order.workers) as pool:
         audit(order, out)
@@ -136,6 +138,7 @@ def assess(
     """
     gain_arms.check_arms(order.config.gain.arms, order.config.gain.study)
     check_extractor(order)
+    check_tracking(order)
     if order.config.pool.train:
         raise ConfigError("pool.train is for generators that are trained here, and these images are there already; leave it out")
     if not candidates.exists():

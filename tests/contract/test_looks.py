@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from synthgen import jobs, models
 from synthgen.config.load import load
@@ -77,3 +79,34 @@ def test_samples_that_are_not_finite_are_never_the_best(looker):
     module = Returns(looker, looker.train.images).module
     module.sample = lambda labels, noise: torch.full((len(labels), 1, 8, 8), float("nan"))
     assert looker(module, 1).score == float("inf")
+    assert looker.picture() == b""
+
+
+def test_the_picture_of_a_look_is_the_first_samples_of_each_class(looker):
+    images = looker.held_out.images
+    looker(Returns(looker, images).module, 1)
+    first = looker.picture()
+    picture = np.asarray(Image.open(io.BytesIO(first)))
+    assert picture.shape == (10 * 32, 10 * 32), "ten of each of ten classes, 8 pixels enlarged to 32"
+    assert len(looker.labels) == 100
+    for row, label in enumerate(np.unique(looker.labels)):
+        drawn = np.flatnonzero(looker.labels == label)[:10]
+        for column, index in enumerate(drawn):
+            seen = picture[32 * row : 32 * (row + 1) : 4, 32 * column : 32 * (column + 1) : 4]
+            assert (seen == images[index % len(images), 0]).all()
+    looker(Returns(looker, images).module, 2)
+    assert looker.picture() == first
+    looker(Returns(looker, 255 - images).module, 3)
+    assert looker.picture() != first
+
+
+def test_of_several_averages_the_picture_is_that_of_the_chosen_one(looker):
+    module = Returns(looker, looker.held_out.images).module
+    module.held_out_loss = lambda images, labels: None  # then the samples choose
+    good, noise = looker.held_out.images, np.zeros_like(looker.held_out.images)
+    networks = module.ema.networks
+    module.ema.networks, module.ema.decays = torch.nn.ModuleList([networks[0], networks[0]]), (0.9, 0.99)
+    module.sample = lambda labels, drawn: to_float(torch.from_numpy((good, noise)[module.ema.chosen][drawn.indices % len(good)]))
+    looker(module, 1)
+    assert module.ema.chosen == 0
+    assert (looker.seen.images == good[np.arange(100) % len(good)]).all()
