@@ -24,7 +24,7 @@ from synthgen.data.mixing import cutmix, mixup, smote
 from synthgen.data.policies import POLICIES
 from synthgen.data.stacks import StackBatch
 from synthgen.data.transforms import to_float
-from synthgen.models.classifier import ClassifierNetwork, one_cycle, residual_stages
+from synthgen.models.classifier import Block, ClassifierNetwork, one_cycle, residual_stages
 from synthgen.randomness import stream
 from synthgen.shapes import Float, UInt8
 from synthgen.types import DatasetSpec
@@ -45,13 +45,41 @@ class StackedLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
 
 
-class StackedNetwork(nn.Module):
-    """`ClassifierNetwork`s side by side, without dropout (see `StackedClassifier`)."""
+class SideBySide(nn.Module):
+    """Classifiers that `StackedClassifier` trains in one pass: a feature layer of each, and a linear head.
 
-    def __init__(self, networks: int, width: int, spec: DatasetSpec, dim: int = FEATURES) -> None:
+    Attributes:
+        networks: how many.
+        spec: image shape and classes.
+    """
+
+    networks: int
+    spec: DatasetSpec
+    head: StackedLinear
+
+    def features(self, x: Float[Tensor, "s b c h w"]) -> Float[Tensor, "s b d"]:
+        """The layer before the logits, images in [-1, 1]."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "s b c h w"]) -> Float[Tensor, "s b k"]:
+        return self.head(self.features(x))
+
+
+class StackedNetwork(SideBySide):
+    """`ClassifierNetwork`s side by side, without dropout (see `StackedClassifier`).
+
+    Args:
+        networks: how many.
+        width: of each.
+        spec: image shape and classes.
+        dim: width of the feature layer.
+        depth: residual blocks at each resolution; 1 is `ClassifierNetwork`.
+    """
+
+    def __init__(self, networks: int, width: int, spec: DatasetSpec, dim: int = FEATURES, depth: int = 1) -> None:
         super().__init__()
-        self.networks, self.spec, self.width, self.dim = networks, spec, width, dim
-        self.stages = residual_stages(spec.image_shape[0], width, networks)
+        self.networks, self.spec, self.width, self.dim, self.depth = networks, spec, width, dim, depth
+        self.stages = deep_stages(spec.image_shape[0], width, depth, networks)
         self.to_features = StackedLinear(networks, 4 * width, dim)
         self.head = StackedLinear(networks, dim, spec.num_classes)
 
@@ -61,9 +89,6 @@ class StackedNetwork(nn.Module):
         side_by_side = x.transpose(0, 1).reshape(b, s * c, h, w).contiguous(memory_format=torch.channels_last)
         pooled = self.stages(side_by_side).mean((2, 3)).reshape(b, s, 4 * self.width).transpose(0, 1)
         return F.relu(self.to_features(pooled))
-
-    def forward(self, x: Float[Tensor, "s b c h w"]) -> Float[Tensor, "s b k"]:
-        return self.head(self.features(x))
 
     def put(self, number: int, state: Mapping[str, Tensor]) -> None:
         """Gives network `number` the weights of a `ClassifierNetwork`, or those of them that `state` has.
@@ -96,13 +121,25 @@ class StackedNetwork(nn.Module):
         return stacked[number * size : (number + 1) * size]
 
 
+def deep_stages(channels: int, width: int, depth: int, networks: int) -> nn.Sequential:
+    """`residual_stages`, with `depth` blocks at each resolution instead of one."""
+    stem_and_blocks = list(residual_stages(channels, width, networks))
+    stages = stem_and_blocks[:3]
+    for block, channels in zip(stem_and_blocks[3:], (width, 2 * width, 4 * width), strict=True):
+        stages += [block, *(Block(channels, channels, 1, networks) for _ in range(depth - 1))]
+    return nn.Sequential(*stages)
+
+
 def channels_last(network: StackedNetwork) -> StackedNetwork:
     """Convolution weights in the layout that grouped convolutions are fastest in."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _single(network: StackedNetwork) -> ClassifierNetwork:
-    return ClassifierNetwork(network.width, network.dim, 0.0, network.spec)
+    single = ClassifierNetwork(network.width, network.dim, 0.0, network.spec)
+    if network.depth > 1:
+        single.stages = deep_stages(network.spec.image_shape[0], network.width, network.depth, 1)
+    return single
 
 
 @dataclass(frozen=True)
@@ -119,6 +156,8 @@ class Training:
         weight_decay: of AdamW; None takes that of `ClassifierConfig`.
         lr: factor on the learning rate.
         confidence: FixMatch's threshold (Sohn et al. 2020); used where batches hold unlabelled images.
+        width: of the first stage; None takes that of `ClassifierConfig`.
+        depth: residual blocks at each resolution.
     """
 
     policy: str = "standard"
@@ -130,6 +169,8 @@ class Training:
     weight_decay: float | None = None
     lr: float = 1.0
     confidence: float = 0.95
+    width: int | None = None
+    depth: int = 1
 
 
 class StackedClassifier(pl.LightningModule):
@@ -160,14 +201,19 @@ class StackedClassifier(pl.LightningModule):
         self.config = config.model_copy(update=settings)
         self.dropout = config.dropout if training.dropout is None else training.dropout
         self.spec, self.seeds, self.augment, self.training_settings, self.step = spec, tuple(seeds), augment, training, 0
-        self.network = StackedNetwork(len(seeds), config.width, spec)
-        for number, seed in enumerate(seeds):
+        self.network = self._fresh(start)
+
+    def _fresh(self, start: Sequence[Mapping[str, Tensor]] | None) -> StackedNetwork:
+        """Fresh networks, each of its seed alone, with the given weights over them."""
+        width = self.training_settings.width or self.config.width
+        network = StackedNetwork(len(self.seeds), width, self.spec, depth=self.training_settings.depth)
+        for number, seed in enumerate(self.seeds):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.network.put(number, _single(self.network).state_dict())
+                network.put(number, _single(network).state_dict())
             if start is not None:
-                self.network.put(number, start[number])
-        channels_last(self.network)
+                network.put(number, start[number])
+        return channels_last(network)
 
     def training_step(self, batch: StackBatch, batch_idx: int) -> Tensor:
         """Sum over the networks of each one's mean cross-entropy in nats."""
@@ -256,7 +302,7 @@ def soft_cross_entropy(logits: Float[Tensor, "s b k"], targets: Float[Tensor, "s
 
 @torch.no_grad()
 def stacked_probabilities(
-    network: StackedNetwork, images: UInt8[np.ndarray, "n c h w"], device: str = "cpu", chunk: int = 250
+    network: SideBySide, images: UInt8[np.ndarray, "n c h w"], device: str = "cpu", chunk: int = 250
 ) -> Float[np.ndarray, "s n k"]:
     """Class probabilities of the same uint8 images by every network, float32; the stack stays on `device`, in eval mode."""
     network.eval().to(device)

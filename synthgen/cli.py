@@ -270,11 +270,26 @@ def report(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Writes FOLDER/report/index.html from what stands on disk: one page, no network."""
+    """Writes FOLDER/report/index.html and report.json from what stands on disk: one page, no network."""
     config = _config(None, folder, None)
     from synthgen import jobs
 
     _watch(config, False, quiet, lambda order: jobs.make_report(order, folder))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="finished run folders, two or more")],
+    out: Annotated[Path | None, typer.Option("--out", help="also a page there: OUT/index.html and OUT/compare.json")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Puts runs side by side: verdicts, gains, gates, cost, and the settings that differ."""
+    from synthgen import jobs
+    from synthgen.screen import show_compare
+
+    found = jobs.compare(runs, out)
+    _print(found, json, quiet, lambda: show_compare(found, str(out / "index.html") if out else None))
 
 
 def verify(
@@ -393,6 +408,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "generate": (generate, ("device", "generate", "generators")),
     "gate": (gate, ("seed", "device", "data", "split", "augment", *JUDGING)),
     "export": (export, ("export",)),
+    "compare": (compare, ()),
     "verify": (verify, ()),
     "replay": (replay, ()),
     "drop": (drop, ()),

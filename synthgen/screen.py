@@ -356,3 +356,28 @@ def show_audit(report: Mapping[str, Any], folder: str) -> None:
     for note in report["notes"]:
         console.print(f"  - {escape(note)}")
     console.print(f"audit:   {escape(folder)}/audit/report.json")
+
+
+def show_compare(found: Mapping[str, Any], page: str | None) -> None:
+    """Runs side by side: a column a run, the settings that differ, and what to mind."""
+    console = output()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("", *found["columns"]):
+        table.add_column(escape(name), overflow="fold")
+    section = ""
+    for row in found["rows"]:
+        if row["section"] != section:
+            section = row["section"]
+            table.add_row(f"[bold]{escape(section)}")
+        cells = [f"[{STYLE[cell]}]{cell}[/]" if cell in STYLE else escape(cell) for cell in row["cells"]]
+        table.add_row(f"  {escape(row['name'])}", *cells)
+    if found["settings"]:
+        table.add_row("[bold]settings that differ")
+        for row in found["settings"]:
+            values = ["" if value is None else escape(str(value)) for value in row["values"]]
+            table.add_row(f"  {escape(row['key'])}", *values)
+    console.print(table)
+    for note in found["notes"]:
+        console.print(f"  - {escape(note)}")
+    if page:
+        console.print(f"page:    {escape(page)}")

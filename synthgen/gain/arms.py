@@ -1,4 +1,5 @@
-"""The arms of the study: one literal table. Every network has the same architecture, batch size and number of steps.
+"""The arms of the study: one literal table. Every network has the same architecture (but for what a search finds), batch
+size and number of steps.
 
 Equal information: a real image that any part of the factory saw may be used by the real-only side too, with its label
 where it had one: the reference and the pool as unlabelled images, val (which chose generator, dial and arm) by the arms on
@@ -9,7 +10,7 @@ Equal tuning: every recipe has one dial with three values, and val chooses among
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +69,12 @@ class Recipe:
 SETTINGS = {name: name for name in ("strength", "lr", "alpha", "smoothing", "dropout", "confidence")} | {"decay": "weight_decay"}
 """Dial -> the setting of `models.stacked.Training` that it sets; a share of each batch is none of these."""
 
+SINGLE = ("", "partner", "searched")
+"""Roles of arms that are one network, or one classical model."""
+
+FOLLOWERS = ("committee", "large committee", "trainval")
+"""Roles whose recipe is that of the strongest network of their side on val."""
+
 TEACHER = "real_aug"
 """Recipe whose networks label what others learn from."""
 
@@ -85,6 +92,7 @@ RECIPES: dict[str, Recipe] = {
     "real_regularised": Recipe(dial="dropout", values=(0.2, 0.35, 0.5)),
     "real_decay": Recipe(dial="decay", values=(0.0, 0.05, 0.2)),
     "real_distilled": Recipe(soft=True),
+    "real_searched": Recipe(dial=""),
     "simclr": Recipe(start="simclr", dial="lr"),
     "transfer": Recipe(start="transfer", dial="lr"),
     "pseudo_labels": Recipe(unlabelled="pseudo", dial="confidence", values=(0.6, 0.8, 0.95)),
@@ -128,7 +136,7 @@ class Arm:
             as a committee or on all labelled images, "classical trainval" the strongest classical model; "partner" is the
             strongest real-only recipe with the gated images mixed in; "large committee" is a real-only committee of more
             networks; "oracle" and "active" are simulations with labels that are hidden from every other arm; "searched" is a
-            search over settings.
+            search over settings and sizes of the network, whose finding stands in the recipe's name (see `searched`).
         synthetic: whether its images are partly synthetic.
     """
 
@@ -175,7 +183,7 @@ ARMS: dict[str, Arm] = {
         pool_labels="real, pool with the labels of a committee that the generator had",
         fixmatch="real, FixMatch on unlabelled images",
     ),
-    "real_searched": Arm("", "real, learning rate, decay and augmentation found by a search", "searched"),
+    "real_searched": Arm("real_searched", "real, architecture and settings found by a search on val", "searched"),
     "real_committee": Arm("", "committee of the strongest real-only network", "committee"),
     "real_committee_large": Arm("", "larger committee of the strongest real-only network", "large committee"),
     "real_trainval": Arm("", "strongest real-only network on all labelled images (val too)", "trainval"),
@@ -240,19 +248,43 @@ def arm_of(name: str) -> Arm:
 
 
 def recipe_of(name: str) -> Recipe:
-    """The table's recipe; `NAME=VALUE+synthetic` is its partner with the dial's value kept, `generator_NAME` that of another
-    generator, `NAME@all` on all labelled images."""
+    """The table's recipe; `NAME[SETTING=VALUE,...]` is that with settings that a search found, `NAME=VALUE+synthetic` its
+    partner with the dial's value kept, `generator_NAME` that of another generator, `NAME@all` on all labelled images."""
     if name.endswith("@all"):
         return replace(recipe_of(name.removesuffix("@all")), labelled="all")
     if name.endswith("+synthetic"):
-        base_name, _, value = name.removesuffix("+synthetic").partition("=")
+        base_name, value = name.removesuffix("+synthetic"), ""
+        if not base_name.endswith("]"):
+            base_name, _, value = base_name.partition("=")
         base = recipe_of(base_name)
         kept = ((SETTINGS[base.dial], float(value)),) if value else ()
         partner = replace(base, synthetic="gated", given=base.given + kept)
         return replace(partner, dial="share", values=SHARES) if base.kind == "network" else partner
+    if name.endswith("]"):
+        base_name, _, found = name.removesuffix("]").partition("[")
+        pairs = (setting.split("=") for setting in found.split(","))
+        return replace(RECIPES[base_name], given=tuple((setting, float(value)) for setting, value in pairs))
     if name.startswith(OTHER_GENERATOR):
         return replace(RECIPES["synthetic_gated"], synthetic=name.removeprefix(OTHER_GENERATOR))
     return RECIPES[name]
+
+
+def searched(settings: Mapping[str, int | float]) -> str:
+    """The name of the recipe `real_searched` with these settings: its networks, its cells and every table tell what was found.
+
+    >>> searched({"lr": 0.51, "width": 24})
+    'real_searched[lr=0.51,width=24]'
+    """
+    return f"real_searched[{','.join(f'{name}={value:g}' for name, value in settings.items())}]"
+
+
+def base_of(recipe: str) -> str:
+    """The recipe that a partner or one on all labelled images is made of; the recipe itself where it is neither."""
+    base = recipe.removesuffix("@all")
+    if not base.endswith("+synthetic"):
+        return base
+    base = base.removesuffix("+synthetic")
+    return base if base.endswith("]") else base.partition("=")[0]
 
 
 def check_arms(asked: Iterable[str] | None, study: str, others: Iterable[str] = ()) -> tuple[str, ...]:
@@ -273,21 +305,35 @@ def check_arms(asked: Iterable[str] | None, study: str, others: Iterable[str] = 
     for name in names:
         if name not in ARMS and not name.startswith(OTHER_GENERATOR):
             raise ConfigError(f"gain.arms: no arm {name!r}{did_you_mean(name, ARMS)}; `synthgen arms` lists them")
-    for synthetic, example in ((False, "real_aug"), (True, "synthetic_gated")):
-        fixed = [name for name in names if arm_of(name).synthetic == synthetic and arm_of(name).recipe and arm_of(name).judged]
-        if not fixed:
-            what = "with synthetic images" if synthetic else "of real images alone"
-            raise ConfigError(f"gain.arms: no arm {what} that val can judge; add {example!r}")
-    for name in names:
-        if arm_of(name).role in ("committee", "large committee", "trainval"):
-            side = arm_of(name).synthetic
-            if not any(makes_committees(other) for other in names if arm_of(other).synthetic == side):
-                example = "synthetic_gated" if side else "real_aug"
-                raise ConfigError(
-                    f"gain.arms: {name!r} is made of the strongest network of its side, and there is none; add {example!r}"
-                )
+    check_sides(names, names)
     known = dict.fromkeys((*ARMS, *more, *(name for name in names if name.startswith(OTHER_GENERATOR))))
     return tuple(name for name in known if name in names)  # a generator that isn't there is skipped with its reason
+
+
+def check_sides(names: Sequence[str], left: Sequence[str], because: str = "") -> None:
+    """Refuses arms that no verdict can come of.
+
+    Args:
+        names: all that were asked for.
+        left: those of them that can be run.
+        because: why the others can't, for the message.
+
+    Raises:
+        ConfigError: no real-only arm, or none with synthetic images, that val can judge; or none that is a network, where
+            a committee, or an arm on all labelled images, is made of one.
+    """
+    for synthetic, kind, example in (
+        (False, "of real images alone", "real_aug"),
+        (True, "with synthetic images", "synthetic_gated"),
+    ):
+        own = [name for name in left if arm_of(name).synthetic == synthetic and arm_of(name).recipe and not arm_of(name).role]
+        if not own:
+            left_over = " is left" if because else ""
+            raise ConfigError(f"gain.arms: no arm {kind}{left_over} that val can judge{because}; add {example!r}")
+        followers = [name for name in names if arm_of(name).role in FOLLOWERS and arm_of(name).synthetic == synthetic]
+        if followers and not any(makes_committees(name) for name in own):
+            lacking = f"none is left{because}" if because else "there is none"
+            raise ConfigError(f"gain.arms: {followers[0]!r} is made of a network {kind}, and {lacking}; add {example!r}")
 
 
 def partner_of(recipe: str, value: float) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from synthgen.errors import DataError
 from synthgen.gain import verdict
-from synthgen.gain.arms import TEACHER, arm_of, recipe_of
+from synthgen.gain.arms import SINGLE, TEACHER, arm_of, base_of, recipe_of
 from synthgen.gain.cells import Cell, Setting
 from synthgen.gain.curve import class_needs, learning_curve
 from synthgen.gain.scores import scores
@@ -30,11 +30,15 @@ class TestSet:
         images: labelled.
         groups: of each image, None for one without; None where images carry no groups.
         near: keys of those that have a near duplicate among the real images that arms may train on.
+        opened_before: what had happened since each earlier time that they were opened, one line each.
+        trained_since: networks that were trained after the test images had been opened for the first time.
     """
 
     images: Batch
     groups: Sequence[str | None] | None = None
     near: frozenset[str] = field(default_factory=frozenset)
+    opened_before: tuple[str, ...] = ()
+    trained_since: int = 0
 
     @cached_property
     def doubled(self) -> np.ndarray:
@@ -68,6 +72,7 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
     of_groups = {name: np.array([group == name for group in groups]) for name in sorted({g for g in groups if g is not None})}
     classes = class_gains(masks, of_groups, correct[arm], correct[base])
     decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels))
+    decision, reasons = verdict.without(decision, reasons, study.lost)
     reasons += verdict.losers(classes, decision)
     found = Found(study, rows, {(i.arm, i.baseline): i for i in intervals}, correct, curve, needs, test, setting)
     return GainReport(
@@ -152,7 +157,9 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
     teachers = _teaching(study, study.recipes[arm], seed, arm_of(arm).role == "active")
     if recipe_of(study.recipes[arm]).unlabelled == "pool" and not arm_of(arm).synthetic:
         teachers += setting.data.pool_s
-    tuning = study.tuning_s.get(arm, study.tuning_s.get(study.recipes[arm].removesuffix("@all"), 0.0)) / setting.gain.seeds
+    recipe = study.recipes[arm]
+    tuned = dict.fromkeys((recipe.removesuffix("@all"), base_of(recipe)))  # a partner keeps what was tuned of its base
+    tuning = sum(study.tuning_s.get(each, 0.0) for each in tuned) / setting.gain.seeds
     return GainRow(
         arm=arm,
         seed=seed,
@@ -197,7 +204,7 @@ def _learning_curve(
         CurvePoint(size, tuple(float(a) for a in found.mean(1)), source)
         for (size, source, _), found in zip(study.curve, right, strict=True)
     ]
-    singles = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).role in ("", "partner")]
+    singles = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).role in SINGLE]
     singles = [arm for arm in singles if plain(recipe_of(study.recipes[arm]))]
     num_train, following = len(setting.data.train), setting.gain.next_images
     arms = {arm: correct[arm].mean(1) for arm in singles}
@@ -211,6 +218,10 @@ def _learning_curve(
         right,
         {arm: correct[arm] for arm in singles},
     )
+    failed = sorted({int(cell.extra.split()[1]) for cell in study.failed if cell.extra.startswith("size")})
+    if failed:
+        note = f"training failed at {' and '.join(map(str, failed))} images"
+        curve = replace(curve, note="; ".join(filter(None, (curve.note, note))))
     if len(points) < 2:
         return curve, None
     recalls = np.stack([[_recalls(row, labels, classes) for row in found] for found in right])

@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Source, Stack, one_hot
-from synthgen.errors import ConfigError, TrainingError
+from synthgen.errors import ConfigError, DataError, TrainingError
 from synthgen.gain import classical
 from synthgen.gain.arms import SETTINGS, Recipe, recipe_of
 from synthgen.gain.data import StudyData, nested
 from synthgen.models.contrastive import SimCLR
-from synthgen.models.stacked import StackedClassifier, StackedNetwork, Training, channels_last, stacked_probabilities
+from synthgen.models.finetuned import FineTuned, TunedNetworks
+from synthgen.models.stacked import SideBySide, StackedClassifier, StackedNetwork, Training, channels_last, stacked_probabilities
 from synthgen.randomness import stream
 from synthgen.training import fit
 from synthgen.types import Batch, DatasetSpec, Silent
@@ -48,25 +50,26 @@ class Cell(NamedTuple):
         recipe: see `arms.recipe_of`.
         value: of its dial, 0 where it has none.
         networks: side by side.
-        extra: "", "size N" (N labelled images, nested), "oracle", or "active CRITERION".
-        settings: of a search, (name, value) pairs over `Training`'s.
+        extra: "", "size N" (N labelled images, nested), "oracle", "active CRITERION", or one of `TRIED`.
     """
 
     recipe: str
     value: float
     networks: tuple[Network, ...]
     extra: str = ""
-    settings: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
         """Fit for a file, and for people."""
         first, last = self.networks[0], self.networks[-1]
-        parts = [self.recipe, f"{self.value:g}", self.extra]
-        if self.settings:
-            parts.append(hashlib.blake2b(repr(self.settings).encode(), digest_size=6).hexdigest())
-        parts.append(f"s{first.seed}m{first.member}-s{last.seed}m{last.member}")
+        parts = [self.recipe, f"{self.value:g}", self.extra, f"s{first.seed}m{first.member}-s{last.seed}m{last.member}"]
         return "-".join(part.replace(" ", "") for part in parts if part)
+
+
+def side_by_side(recipe: str, value: float, seeds: int, members: int, together: int, first: int = 0) -> list[Cell]:
+    """The networks of a recipe, members `first` and on of every seed, cut into cells of `together`."""
+    every = [Network(seed, member) for member in range(first, members) for seed in range(seeds)]
+    return [Cell(recipe, value, tuple(every[i : i + together])) for i in range(0, len(every), together)]
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,16 @@ class Trained:
     """A finished cell.
 
     Attributes:
-        weights: of the stack, none for classical models.
+        weights: of the stack; none for classical models, for those that val only compares, and where only what they said of
+            the images is kept.
         val: class probabilities of each network on val, float32, shape (s, n, k).
         num_real, num_synthetic: images each was trained on.
         steps: gradient steps of each, 0 for classical models.
         seconds: wall time of all of them together.
         device_seconds: of a GPU.
         chosen: settings that a classical model's inner search found, or keys that active learning had labelled.
+        failure: why training failed, in one line: then `val` says nothing; empty where it didn't.
+        test: class probabilities of each network on the test images, as `val`; None before they were opened.
     """
 
     weights: dict[str, np.ndarray]
@@ -91,26 +97,50 @@ class Trained:
     seconds: float
     device_seconds: float
     chosen: dict[str, Any]
+    failure: str = ""
+    test: np.ndarray | None = None
 
     def to_bytes(self) -> bytes:
-        """As safetensors."""
-        about = {name: getattr(self, name) for name in _ABOUT}
+        """As safetensors, with a sha256 over the numbers."""
         arrays = {"val": self.val} | {f"weights.{name}": array for name, array in self.weights.items()}
+        if self.test is not None:
+            arrays["test"] = self.test
+        about = {name: getattr(self, name) for name in _ABOUT} | {"sha256": _sha256(arrays)}
         return save_arrays(arrays, {"about": json.dumps(about)})
 
     @staticmethod
     def from_bytes(data: bytes) -> Trained:
-        arrays = load_arrays(data)
+        """Reads it back.
+
+        Raises:
+            DataError: damaged.
+        """
+        try:
+            arrays = load_arrays(data)
+            size = int.from_bytes(data[:8], "little")
+            about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["about"])
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise DataError(f"not a finished cell of a study ({error})") from error
+        if about.pop("sha256", "") != _sha256(arrays):
+            raise DataError("a finished cell of a study differs from its sha256")
         weights = {name.removeprefix("weights."): array for name, array in arrays.items() if name.startswith("weights.")}
-        size = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["about"])
-        return Trained(weights, arrays["val"], **about)
+        return Trained(weights, arrays["val"], test=arrays.get("test"), **about)
 
 
 TRIED = ("tune", "search")
 """Cells whose networks val compares and nobody keeps."""
 
-_ABOUT = ("num_real", "num_synthetic", "steps", "seconds", "device_seconds", "chosen")
+_ABOUT = ("num_real", "num_synthetic", "steps", "seconds", "device_seconds", "chosen", "failure")
+
+
+def _sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(
+            f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode() + np.ascontiguousarray(arrays[name]).tobytes()
+        )
+    return digest.hexdigest()
+
 
 Teach = Callable[[np.ndarray, int, bool], np.ndarray]
 """(images, seed, whether the committee votes) -> class probabilities (n, k) of the real-only networks of a seed."""
@@ -132,6 +162,17 @@ class Setting:
         return self.gain.watts or (700.0 if self.device == "cuda" else 10.0)
 
 
+def attempt(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
+    """`train_cell`, with a `failure` instead of an error where training diverges: one arm's failure isn't the study's."""
+    started, data = time.perf_counter(), setting.data
+    try:
+        return train_cell(cell, setting, teach)
+    except TrainingError as error:
+        nothing = np.full((len(cell.networks), len(data.val), data.spec.num_classes), 1 / data.spec.num_classes, np.float32)
+        seconds, why = time.perf_counter() - started, "; ".join(str(error).splitlines())
+        return Trained({}, nothing, 0, 0, 0, seconds, seconds if setting.device == "cuda" else 0.0, {}, why)
+
+
 def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
     """Trains the networks of a cell. A network starts from the same weights and draws the same numbers in every arm.
 
@@ -139,14 +180,29 @@ def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
         cell: which.
         setting: images and configs.
         teach: the real-only networks, for a recipe that is taught by them.
+
+    Raises:
+        TrainingError: a loss or a weight is no longer finite.
     """
     started = time.perf_counter()
     recipe, data = recipe_of(cell.recipe), setting.data
     if recipe.kind != "network":
-        found = [_classical(cell, recipe, setting, network.seed, data.val.images) for network in cell.networks]
+        found = _classical(cell, recipe, setting, data.val.images)
         val, counts = np.stack([predicted for predicted, _ in found]), _counts(recipe, data)
         return Trained({}, val, *counts, 0, time.perf_counter() - started, 0.0, {"settings": [chosen for _, chosen in found]})
-    chosen: dict[str, Any] = {}
+    module, num_real, num_synthetic, chosen = _trained(cell, recipe, setting, teach)
+    val = stacked_probabilities(module.network, data.val.images, setting.device, **_chunk(recipe, data))
+    own = {} if cell.extra in TRIED else _weights(module.network)
+    seconds = time.perf_counter() - started
+    on_gpu = seconds if setting.device == "cuda" else 0.0
+    return Trained(own, val, num_real, num_synthetic, setting.classifier.steps, seconds, on_gpu, chosen)
+
+
+def _trained(
+    cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
+) -> tuple[StackedClassifier, int, int, dict[str, Any]]:
+    """The trained networks, how many real and synthetic images they saw, and what was chosen on the way."""
+    data, chosen = setting.data, {}
     if cell.extra.startswith("active"):
         assert teach is not None
         rows = _acquired(cell, setting, teach)
@@ -155,21 +211,29 @@ def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
         num_real, num_synthetic = len(data.train) + len(rows[0]), 0
     else:
         sources, num_real, num_synthetic = sources_of(cell, recipe, setting, teach)
-    start, steps = _start(cell, recipe, setting), setting.classifier.steps
-    module = StackedClassifier(setting.classifier, data.spec, _streams(cell), setting.augment, training_of(cell, recipe), start)
-    try:
-        _fit(module, sources, cell, setting, steps)
-    except TrainingError:
-        if cell.extra not in TRIED:
-            raise
-        # a value that diverges is one that val doesn't choose
-        val = np.full((len(cell.networks), len(data.val), data.spec.num_classes), 1e-9, np.float32)
-        return Trained({}, val, num_real, num_synthetic, steps, time.perf_counter() - started, 0.0, {"diverged": True})
-    val = stacked_probabilities(module.network, data.val.images, setting.device)
-    weights = {name: tensor.cpu().contiguous().numpy() for name, tensor in module.network.state_dict().items()}
-    seconds = time.perf_counter() - started
-    on_gpu = seconds if setting.device == "cuda" else 0.0
-    return Trained(weights, val, num_real, num_synthetic, steps, seconds, on_gpu, chosen)
+    module = _module(cell, recipe, setting)
+    _fit(module, sources, cell, setting, setting.classifier.steps)
+    return module, num_real, num_synthetic, chosen
+
+
+def _module(cell: Cell, recipe: Recipe, setting: Setting) -> StackedClassifier:
+    """The networks of a cell before their training."""
+    data = setting.data
+    given = (setting.classifier, data.spec, _streams(cell), setting.augment, training_of(cell, recipe))
+    if recipe.start == "transfer" and data.transformer is not None:
+        return FineTuned(data.transformer, *given)
+    return StackedClassifier(*given, _start(cell, recipe, setting))
+
+
+def _weights(network: SideBySide) -> dict[str, np.ndarray]:
+    """Those that were trained."""
+    state = network.own() if isinstance(network, TunedNetworks) else network.state_dict()
+    return {name: tensor.cpu().contiguous().numpy() for name, tensor in state.items()}
+
+
+def _chunk(recipe: Recipe, data: StudyData) -> dict[str, int]:
+    """Images that are looked at together, where they are many pixels inside the network."""
+    return {"chunk": 32} if recipe.start == "transfer" and data.transformer is not None else {}
 
 
 def predict(cell: Cell, trained: Trained, setting: Setting, images: np.ndarray) -> np.ndarray:
@@ -177,15 +241,21 @@ def predict(cell: Cell, trained: Trained, setting: Setting, images: np.ndarray) 
 
     A classical model is fitted again: nothing is kept of it that would have to be unpickled, and it is the same each time.
     """
-    recipe = recipe_of(cell.recipe)
+    recipe, data = recipe_of(cell.recipe), setting.data
     if recipe.kind != "network":
-        return np.stack([_classical(cell, recipe, setting, network.seed, images)[0] for network in cell.networks])
+        return np.stack([predicted for predicted, _ in _classical(cell, recipe, setting, images)])
+    if recipe.start == "transfer" and data.transformer is not None:
+        tuned = TunedNetworks(len(trained.val), data.transformer, data.spec)
+        tuned.load_state_dict({name: torch.from_numpy(array) for name, array in trained.weights.items()}, strict=False)
+        return stacked_probabilities(tuned, images, setting.device, **_chunk(recipe, data))
     return stacked_probabilities(stack_of(trained, setting), images, setting.device)
 
 
 def stack_of(trained: Trained, setting: Setting) -> StackedNetwork:
-    """The networks of a finished cell."""
-    network = StackedNetwork(len(trained.val), setting.classifier.width, setting.data.spec)
+    """The networks of a finished cell, of the width and depth that its weights have."""
+    number, stages = len(trained.val), {int(name.split(".")[1]) for name in trained.weights if name.startswith("stages.")}
+    width, depth = len(trained.weights["stages.0.weight"]) // number, (max(stages) - 2) // 3
+    network = StackedNetwork(number, width, setting.data.spec, depth=depth)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in trained.weights.items()})
     return channels_last(network)
 
@@ -193,7 +263,8 @@ def stack_of(trained: Trained, setting: Setting) -> StackedNetwork:
 def training_of(cell: Cell, recipe: Recipe) -> Training:
     """How the networks of a cell are trained: the recipe, with the dial at the cell's value."""
     dial = {SETTINGS[recipe.dial]: cell.value} if recipe.dial in SETTINGS else {}
-    settings: dict[str, Any] = {**dict(recipe.given), **dial, **dict(cell.settings)}
+    settings: dict[str, Any] = {**dict(recipe.given), **dial}
+    settings |= {name: int(settings[name]) for name in ("width", "depth") if name in settings}
     return Training(policy=recipe.policy, mixing=recipe.mixing, **settings)
 
 
@@ -402,8 +473,9 @@ def _counts(recipe: Recipe, data: StudyData) -> tuple[int, int]:
     return len(data.real(recipe)), 0 if synthetic is None else len(synthetic)
 
 
-def _classical(cell: Cell, recipe: Recipe, setting: Setting, seed: int, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """A classical model on pixels in [0, 1] or on features: what it says of the images, and the setting it found."""
+def _classical(cell: Cell, recipe: Recipe, setting: Setting, images: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    """Classical models on pixels in [0, 1] or on features, one of each network's seed: what each says of the images, and the
+    setting it found. An extractor looks at the images once for all seeds."""
     data = setting.data
     parts = [data.real(recipe)] + ([] if (synthetic := data.synthetic(recipe)) is None else [synthetic])
     batch = Batch.concatenate(parts)
@@ -413,5 +485,6 @@ def _classical(cell: Cell, recipe: Recipe, setting: Setting, seed: int, images: 
         embed = data.features if recipe.start == "fresh" else data.backbone
         assert embed is not None
         x, query = embed(batch.images), embed(images)
-    fitted = classical.fit_predict(recipe.model, x, batch.labels, data.spec.num_classes, [query], seed)
-    return fitted.probabilities[0], dict(fitted.setting)
+    seeds = [network.seed for network in cell.networks]
+    each = [classical.fit_predict(recipe.model, x, batch.labels, data.spec.num_classes, [query], seed) for seed in seeds]
+    return [(fitted.probabilities[0], dict(fitted.setting)) for fitted in each]

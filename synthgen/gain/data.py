@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from synthgen.gain.arms import Recipe, arm_of, recipe_of
+from synthgen.models.finetuned import Transformer
 from synthgen.randomness import stream
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
@@ -29,6 +30,7 @@ class StudyData:
         features: the gate's extractor, images -> (n, d); None where there is none.
         pretrained: weights of `ClassifierNetwork` that the transfer arm starts from (some of them), or None.
         pretrained_note: what was taken up of it, and what wasn't.
+        transformer: a pre-trained one that the transfer arm fine-tunes instead, or None.
         backbone: a pre-trained extractor for the transfer probe, images -> (n, d); None without one.
         pool_s: seconds that the pool's labels took.
         made_in_s: seconds that the generator, its samples and the gate took.
@@ -48,6 +50,7 @@ class StudyData:
     features: Callable[[np.ndarray], np.ndarray] | None = None
     pretrained: Mapping[str, Tensor] | None = None
     pretrained_note: str = ""
+    transformer: Transformer | None = None
     backbone: Callable[[np.ndarray], np.ndarray] | None = None
     pool_s: float = 0.0
     made_in_s: float = 0.0
@@ -131,7 +134,7 @@ def _why_not(recipe: Recipe, data: StudyData) -> str:
     if recipe.kind == "features" and recipe.start == "fresh" and data.features is None:
         return "needs the gate's extractor, and there is no features folder"
     if recipe.start == "transfer":
-        missing = data.backbone is None if recipe.kind == "features" else data.pretrained is None
+        missing = data.backbone is None if recipe.kind == "features" else data.pretrained is None and data.transformer is None
         if missing:
             fits = f"no weights of gain.transfer fit this network ({data.pretrained_note})"
             return fits if data.pretrained_note else "needs pre-trained weights: gain.transfer=FOLDER"

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from synthgen.config.schema import GainConfig
-from synthgen.errors import ConfigError
-from synthgen.gain.arms import RECIPES, TEACHER, Recipe, arm_of, makes_committees, partner_of, recipe_of
-from synthgen.gain.cells import Cell, Network, Setting, Trained
+from synthgen.errors import TrainingError
+from synthgen.gain.arms import FOLLOWERS, RECIPES, SINGLE, TEACHER, Recipe, arm_of, check_sides, partner_of, recipe_of
+from synthgen.gain.cells import Cell, Setting, Trained, side_by_side
 from synthgen.gain.data import StudyData, why_not
+from synthgen.gain.scores import score
 from synthgen.gain.stats import paired_interval
-from synthgen.types import Batch
+from synthgen.gain.tuning import Train, search, tune
 
-Train = Callable[[Sequence[Cell], Sequence[Cell]], dict[Cell, Trained]]
-"""(cells, cells of `TEACHER` whose networks teach them) -> the finished cells."""
-
-TRIALS_AT_ONCE = 4
-
-_FOLLOWERS = ("committee", "large committee", "trainval")
-"""Roles whose recipe is that of the strongest arm on val."""
+SEARCHED = "real_searched"
 
 
 @dataclass
@@ -30,9 +25,11 @@ class Study:
     """What has been trained and chosen so far.
 
     Attributes:
-        skipped: arm -> why it isn't run.
+        skipped: arm -> why it isn't run, or why its training failed.
+        lost: arms whose training failed, or that of what they are made of.
+        failed: cells whose training failed -> why.
         tuned: recipe -> value of its dial.
-        trained: every finished cell, those of the tuning excepted.
+        trained: every finished cell, those of the tuning and those that failed excepted.
         votes: arm -> for each seed the networks that vote: (cell, its number in the cell).
         recipes: arm -> recipe, where val chose it.
         tuning_s: recipe -> seconds of tuning.
@@ -43,7 +40,9 @@ class Study:
     """
 
     skipped: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
     tuned: dict[str, float] = field(default_factory=dict)
+    failed: dict[Cell, str] = field(default_factory=dict)
     trained: dict[Cell, Trained] = field(default_factory=dict)
     votes: dict[str, list[list[tuple[Cell, int]]]] = field(default_factory=dict)
     recipes: dict[str, str] = field(default_factory=dict)
@@ -57,15 +56,31 @@ class Study:
     single_synthetic: str = ""
 
     def cells_of(self, recipe: str) -> list[Cell]:
-        """A recipe's finished cells, those of simulations, sizes and searches excepted."""
-        return [cell for cell in self.trained if (cell.recipe, cell.extra, cell.settings) == (recipe, "", ())]
+        """A recipe's finished cells, those of simulations and sizes excepted."""
+        return [cell for cell in self.trained if (cell.recipe, cell.extra) == (recipe, "")]
+
+    def add(self, done: Mapping[Cell, Trained]) -> None:
+        """Takes up cells that were trained, or weren't."""
+        self.trained |= {cell: trained for cell, trained in done.items() if not trained.failure}
+        self.failed |= {cell: trained.failure for cell, trained in done.items() if trained.failure}
+
+    def failure(self, recipe: str, extra: str = "", members: int | None = None) -> str:
+        """Why the networks of a recipe, members below `members` alone, can't all be had; empty where they can."""
+        for cell, why in self.failed.items():
+            within = members is None or any(network.member < members for network in cell.networks)
+            if (cell.recipe, cell.extra) == (recipe, extra) and within:
+                return f"its training failed: {why}"
+        return ""
 
 
 def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     """Trains every network of the arms, in rounds: what is taught comes after its teachers, what val chooses last.
 
+    An arm whose training diverges is skipped with the reason, and what would be made of it too.
+
     Raises:
         ConfigError: no real-only arm, or none with synthetic images, is left that val can judge.
+        TrainingError: all of one side diverged.
     """
     study, gain = Study(), setting.gain
     study.skipped, fixed = allowed(arms, setting.data)
@@ -78,15 +93,19 @@ def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     untaught = [recipe for recipe in recipes if not recipe_of(recipe).taught]
     taught = [recipe for recipe in recipes if recipe_of(recipe).taught]
     _tune(study, untaught, setting, train, [])
+    if "searched" in roles:
+        untaught += _searched(study, setting, train)
     _train(study, {r: gain.committee if soft and r == TEACHER else 1 for r in untaught}, setting, train, [])
     teachers = study.cells_of(TEACHER) if teach else []
+    taught = [recipe for recipe in taught if not _untaught(study, recipe)]
     _tune(study, taught, setting, train, teachers)
     _train(study, dict.fromkeys(taught, 1), setting, train, teachers)
     for arm in fixed:
-        study.votes[arm] = _votes(study, arm_of(arm).recipe, gain, 1)
-        study.recipes[arm] = arm_of(arm).recipe
+        _vote(study, arm, arm_of(arm).recipe, gain, 1)
+    if SEARCHED in study.recipes:
+        _vote(study, SEARCHED, study.recipes[SEARCHED], gain, 1)
     _choose_single(study, setting)
-    rest = [arm for arm in arms if arm not in study.skipped and arm not in fixed]
+    rest = [arm for arm in arms if arm not in study.skipped and arm not in study.votes]
     _follow(study, rest, setting, train, teachers)
     study.best_real = _strongest(study, setting, [arm for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).judged])
     synthetic = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).judged]
@@ -106,85 +125,81 @@ def allowed(arms: Sequence[str], data: StudyData) -> tuple[dict[str, str], list[
         ConfigError: no real-only arm, or none with synthetic images, is left that val can judge, or that followers are made of.
     """
     skipped = {arm: why for arm in arms if (why := why_not(arm, data))}
-    fixed = [arm for arm in arms if arm not in skipped and arm_of(arm).recipe and not arm_of(arm).role]
+    left = [arm for arm in arms if arm not in skipped]
     reasons = "; ".join(f"{arm!r} can't run: {why}" for arm, why in skipped.items())
-    because = f" ({reasons})" if reasons else ""
-    for synthetic in (False, True):
-        kind = "with synthetic images" if synthetic else "of real images alone"
-        own = [arm for arm in fixed if arm_of(arm).synthetic == synthetic]
-        if not own:
-            raise ConfigError(f"gain.arms: no arm {kind} is left that val can judge{because}")
-        followers = [arm for arm in arms if arm_of(arm).role in _FOLLOWERS and arm_of(arm).synthetic == synthetic]
-        if followers and not any(makes_committees(arm) for arm in own):
-            raise ConfigError(f"gain.arms: {followers[0]!r} is made of a network {kind}, and none is left{because}; add one")
-    return skipped, fixed
+    check_sides(arms, left, f" ({reasons})" if reasons else "")
+    return skipped, [arm for arm in left if arm_of(arm).recipe and not arm_of(arm).role]
 
 
 def _follow(study: Study, arms: Sequence[str], setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
     """The arms that depend on what val has chosen, and the simulations."""
     gain = setting.gain
     if "synthetic_partner" in arms:
-        base = study.recipes[study.single_real]
-        partner = partner_of(base, study.tuned.get(base, _middle(base)))
-        known = next((name for name in RECIPES if name in study.recipes.values() and RECIPES[name] == recipe_of(partner)), "")
-        if known:
-            study.skipped["synthetic_partner"] = f"it is {known}"
-        else:
-            _tune(study, [partner], setting, train, teachers)
-            _train(study, {partner: 1}, setting, train, teachers)
-            study.votes["synthetic_partner"] = _votes(study, partner, gain, 1)
-            study.recipes["synthetic_partner"] = partner
-            _choose_single(study, setting)
-    sides = {arm_of(arm).synthetic for arm in arms if arm_of(arm).role in _FOLLOWERS}
-    best = {side: study.recipes[_best_single(study, setting, side, "network")] for side in sides}
-    wanted: dict[str, int] = {}
+        _partner(study, setting, train, teachers)
+    sides = {arm_of(arm).synthetic for arm in arms if arm_of(arm).role in FOLLOWERS}
+    best = {side: study.recipes[arm] for side in sides if (arm := _best_single(study, setting, side, "network"))}
+    classical = _best_single(study, setting, False, "classical")
+    wanted: dict[str, tuple[str, int]] = {}
     for arm in arms:
         role, side = arm_of(arm).role, arm_of(arm).synthetic
-        if role in ("committee", "large committee"):
-            number = gain.committee if role == "committee" else gain.large_committee
-            recipe = best[side]
-            wanted[recipe], study.recipes[arm] = max(number, wanted.get(recipe, 1)), recipe
-        elif role == "classical trainval":
-            classical = _best_single(study, setting, False, "classical")
-            if not classical:
-                study.skipped[arm] = "there is no classical arm"
-                continue
-            wanted[f"{study.recipes[classical]}@all"], study.recipes[arm] = 1, f"{study.recipes[classical]}@all"
+        if role in FOLLOWERS and side not in best:
+            study.skipped[arm] = "every network that it could be made of failed"
+            study.lost.append(arm)
+        elif role in ("committee", "large committee"):
+            wanted[arm] = best[side], gain.committee if role == "committee" else gain.large_committee
         elif role == "trainval":
-            recipe = f"{best[side]}@all"
-            if best[side] in study.tuned:
-                study.tuned[recipe] = study.tuned[best[side]]
-            wanted[recipe], study.recipes[arm] = 1, recipe
-    taught = {recipe: number for recipe, number in wanted.items() if recipe.endswith("@all") and recipe_of(recipe).taught}
-    _train(study, {recipe: number for recipe, number in wanted.items() if recipe not in taught}, setting, train, teachers)
+            wanted[arm] = f"{best[side]}@all", 1
+            study.tuned.update({f"{best[side]}@all": study.tuned[best[side]]} if best[side] in study.tuned else {})
+        elif role == "classical trainval" and not classical:
+            study.skipped[arm] = "there is no classical arm"
+        elif role == "classical trainval":
+            wanted[arm] = f"{study.recipes[classical]}@all", 1
+    members = {recipe: max(n for r, n in wanted.values() if r == recipe) for recipe, _ in wanted.values()}
+    taught = {recipe: number for recipe, number in members.items() if recipe.endswith("@all") and recipe_of(recipe).taught}
+    _train(study, {recipe: number for recipe, number in members.items() if recipe not in taught}, setting, train, teachers)
     if taught:  # with val's labels too, so that they know all that the real-only side may know
         better = f"{TEACHER}@all"
         study.tuned.update({better: study.tuned[TEACHER]} if TEACHER in study.tuned else {})
         _train(study, {better: gain.committee}, setting, train, [])
+        taught = {recipe: number for recipe, number in taught.items() if not _untaught(study, recipe)}
         _train(study, taught, setting, train, study.cells_of(better))
+    for arm, (recipe, number) in wanted.items():
+        _vote(study, arm, recipe, gain, number)
     for arm in arms:
-        role = arm_of(arm).role
-        if role in _FOLLOWERS or (role == "classical trainval" and arm in study.recipes):
-            number = {"committee": gain.committee, "large committee": gain.large_committee}.get(role, 1)
-            study.votes[arm] = _votes(study, study.recipes[arm], gain, number)
-        elif role in ("oracle", "active"):
-            extra = role if role == "oracle" else f"active {arm.removeprefix('active_')}"
-            recipe = arm_of(arm).recipe
-            value = study.tuned.get(recipe, _middle(recipe))
-            cells = [cell._replace(extra=extra) for cell in _cells(recipe, value, gain.seeds, 1, gain.together)]
-            study.trained |= train(cells, teachers)
-            study.votes[arm], study.recipes[arm] = _by_seed(cells, gain.seeds), recipe
-        elif role == "searched":
-            _search(study, arm, setting, train)
+        if arm_of(arm).role in ("oracle", "active"):
+            _simulate(study, arm, setting, train, teachers)
+
+
+def _partner(study: Study, setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
+    base = study.recipes[study.single_real]
+    partner = partner_of(base, study.tuned.get(base, _middle(base)))
+    known = next((name for name in RECIPES if name in study.recipes.values() and RECIPES[name] == recipe_of(partner)), "")
+    if known:
+        study.skipped["synthetic_partner"] = f"it is {known}"
+        return
+    _tune(study, [partner], setting, train, teachers)
+    _train(study, {partner: 1}, setting, train, teachers)
+    _vote(study, "synthetic_partner", partner, setting.gain, 1)
+    _choose_single(study, setting)
+
+
+def _simulate(study: Study, arm: str, setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
+    """The oracle, and active learning: of the teacher's recipe at its tuned value."""
+    role, gain, recipe = arm_of(arm).role, setting.gain, arm_of(arm).recipe
+    extra = role if role == "oracle" else f"active {arm.removeprefix('active_')}"
+    why = study.failure(TEACHER, members=1) if role == "active" else ""
+    if not why:
+        cells = side_by_side(recipe, study.tuned.get(recipe, _middle(recipe)), gain.seeds, 1, gain.together)
+        cells = [cell._replace(extra=extra) for cell in cells]
+        study.add(train(cells, teachers))
+        why = study.failure(recipe, extra)
+    if why:
+        study.skipped[arm] = why
+        return
+    study.votes[arm], study.recipes[arm] = _by_seed(cells, gain.seeds), recipe
 
 
 # Cells and votes
-
-
-def _cells(recipe: str, value: float, seeds: int, members: int, together: int, first: int = 0) -> list[Cell]:
-    """The networks of a recipe, members `first` and on of every seed, cut into cells of `together`."""
-    every = [Network(seed, member) for member in range(first, members) for seed in range(seeds)]
-    return [Cell(recipe, value, tuple(every[i : i + together])) for i in range(0, len(every), together)]
 
 
 def _by_seed(cells: Iterable[Cell], seeds: int) -> list[list[tuple[Cell, int]]]:
@@ -200,15 +215,32 @@ def _votes(study: Study, recipe: str, gain: GainConfig, members: int) -> list[li
     return [[(cell, i) for cell, i in each if cell.networks[i].member < members] for each in votes]
 
 
+def _vote(study: Study, arm: str, recipe: str, gain: GainConfig, members: int) -> None:
+    """Makes an arm of a recipe's networks, or says why it can't be one."""
+    if why := _untaught(study, recipe) or study.failure(recipe, members=members):
+        study.skipped[arm] = why
+        study.lost.append(arm)
+        study.recipes.pop(arm, None)
+    else:
+        study.votes[arm], study.recipes[arm] = _votes(study, recipe, gain, members), recipe
+
+
+def _untaught(study: Study, recipe: str) -> str:
+    """Why a recipe has no teacher; empty where it has, or needs none."""
+    own, teacher = recipe_of(recipe), f"{TEACHER}@all" if recipe.endswith("@all") else TEACHER
+    why = study.failure(teacher, members=None if own.soft else 1) if own.taught else ""
+    return f"{teacher} was to label its images, and {why}" if why else ""
+
+
 def _train(study: Study, wanted: dict[str, int], setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
     """So many networks of each recipe and seed, those that are there excepted."""
     todo = []
     for recipe, members in wanted.items():
         there = {network.member for cell in study.cells_of(recipe) for network in cell.networks}
         value = study.tuned.get(recipe, _middle(recipe))
-        todo += _cells(recipe, value, setting.gain.seeds, members, setting.gain.together, first=len(there))
+        todo += side_by_side(recipe, value, setting.gain.seeds, members, setting.gain.together, first=len(there))
     if todo:
-        study.trained |= train(todo, teachers)
+        study.add(train(todo, teachers))
 
 
 def _middle(recipe: str) -> float:
@@ -221,69 +253,37 @@ def _middle(recipe: str) -> float:
 
 
 def _tune(study: Study, recipes: Sequence[str], setting: Setting, train: Train, teachers: Sequence[Cell]) -> None:
-    """Each recipe's dial: the value whose networks have the lowest mean cross-entropy on val."""
-    tune_seeds, val = setting.gain.tune_seeds, setting.data.val
-    dials = [recipe for recipe in recipes if recipe_of(recipe).dial and recipe not in study.tuned]
-    if not tune_seeds or not dials:
-        return
-    tried = {
-        recipe: {
-            value: [cell._replace(extra="tune") for cell in _cells(recipe, value, tune_seeds, 1, setting.gain.together)]
-            for value in recipe_of(recipe).values
-        }
-        for recipe in dials
-    }
-    done = train([cell for values in tried.values() for cells in values.values() for cell in cells], teachers)
-    for recipe, values in tried.items():
-        losses = {
-            value: float(np.mean([score(each, val)[1] for cell in cells for each in done[cell].val]))
-            for value, cells in values.items()
-        }
-        study.tuned[recipe] = min(losses, key=lambda value: losses[value])
-        study.tuning_s[recipe] = sum(done[cell].seconds for cells in values.values() for cell in cells)
+    chosen, seconds = tune([recipe for recipe in recipes if recipe not in study.tuned], setting, train, teachers)
+    study.tuned |= chosen
+    study.tuning_s |= seconds
 
 
-def _search(study: Study, arm: str, setting: Setting, train: Train) -> None:
-    """Learning rate, weight decay, dropout and strength of augmentation by a tree-structured Parzen estimator (Optuna)."""
+def _searched(study: Study, setting: Setting, train: Train) -> list[str]:
+    """The recipe that a search finds, if there can be one."""
     try:
-        import optuna
+        recipe, seconds = search(setting, train)
     except ImportError:
-        study.skipped[arm] = "needs Optuna: pip install 'synthgen[search]'"
-        return
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    gain, val = setting.gain, setting.data.val
-    seeds = max(1, gain.tune_seeds)
-    search = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=6))
-    seconds = 0.0
-    best: tuple[float, tuple[tuple[str, float], ...]] = (np.inf, ())
-    for start in range(0, gain.trials, TRIALS_AT_ONCE):
-        trials = [search.ask() for _ in range(min(TRIALS_AT_ONCE, gain.trials - start))]
-        cells = [_cells(TEACHER, 0.0, seeds, 1, seeds)[0]._replace(extra="search", settings=_suggest(t)) for t in trials]
-        done = train(cells, [])
-        for trial, cell in zip(trials, cells, strict=True):
-            loss = float(np.mean([score(each, val)[1] for each in done[cell].val]))
-            search.tell(trial, loss)
-            seconds += done[cell].seconds
-            best = min(best, (loss, cell.settings))
-    cells = [cell._replace(settings=best[1]) for cell in _cells(TEACHER, 0.0, gain.seeds, 1, gain.together)]
-    study.trained |= train(cells, [])
-    study.votes[arm], study.recipes[arm], study.tuning_s[arm] = _by_seed(cells, gain.seeds), TEACHER, seconds
-
-
-def _suggest(trial: Any) -> tuple[tuple[str, float], ...]:
-    return (
-        ("dropout", trial.suggest_float("dropout", 0.0, 0.5)),
-        ("lr", trial.suggest_float("lr", 0.25, 4.0, log=True)),
-        ("strength", trial.suggest_float("strength", 0.25, 3.0)),
-        ("weight_decay", trial.suggest_float("weight_decay", 1e-3, 0.3, log=True)),
-    )
+        study.skipped[SEARCHED] = "needs Optuna: pip install 'synthgen[search]'"
+        return []
+    except TrainingError as error:
+        study.skipped[SEARCHED] = f"its training failed: {error}"
+        return []
+    study.recipes[SEARCHED], study.tuning_s[recipe] = recipe, seconds
+    return [recipe]
 
 
 def _choose_single(study: Study, setting: Setting) -> None:
-    singles = {arm: arm_of(arm).synthetic for arm in study.votes if arm_of(arm).role in ("", "partner")}
-    study.single_real = _strongest(study, setting, [arm for arm, synthetic in singles.items() if not synthetic])
-    synthetic = [arm for arm, is_synthetic in singles.items() if is_synthetic]
-    study.single_synthetic = _strongest(study, setting, _beside_real(study, synthetic))
+    for synthetic in (False, True):
+        arms = [arm for arm in study.votes if arm_of(arm).synthetic == synthetic and arm_of(arm).role in SINGLE]
+        if not arms:
+            kind = "with synthetic images" if synthetic else "of real images alone"
+            raise TrainingError(
+                f"no arm {kind} could be trained: " + "; ".join(f"{arm}: {w}" for arm, w in study.skipped.items())
+            )
+        if synthetic:
+            study.single_synthetic = _strongest(study, setting, _beside_real(study, arms))
+        else:
+            study.single_real = _strongest(study, setting, arms)
 
 
 def _beside_real(study: Study, arms: Sequence[str]) -> list[str]:
@@ -297,7 +297,7 @@ def _best_single(study: Study, setting: Setting, synthetic: bool, kind: Literal[
         arm
         for arm in study.votes
         if arm_of(arm).synthetic == synthetic
-        and arm_of(arm).role in ("", "partner")
+        and arm_of(arm).role in SINGLE
         and (recipe_of(study.recipes[arm]).kind == "network") == (kind == "network")
         and recipe_of(study.recipes[arm]).labelled != "none"
     ]
@@ -343,12 +343,6 @@ def mean_vote(networks: Sequence[tuple[Cell, int]], predicted: Callable[[Cell], 
     return np.mean([predicted(cell)[number] for cell, number in networks], axis=0)
 
 
-def score(predicted: np.ndarray, images: Batch) -> tuple[float, float]:
-    """Accuracy and cross-entropy in nats (probabilities clipped at 1e-7)."""
-    own = predicted[np.arange(len(images)), images.labels]
-    return float((predicted.argmax(1) == images.labels).mean()), float(-np.log(np.clip(own, 1e-7, 1)).mean())
-
-
 # The learning curve
 
 
@@ -367,9 +361,9 @@ def sizes(num_train: int, num_labelled: int, num_simulated: int, num_classes: in
 
 
 def _curve(study: Study, setting: Setting, train: Train) -> None:
-    """The strongest real-only recipe that is trained on labelled images alone, at each size."""
+    """The strongest real-only recipe that is trained on labelled images alone, at each size; sizes that fail are left out."""
     gain, data = setting.gain, setting.data
-    real = [arm for arm in study.votes if not arm_of(arm).synthetic and not arm_of(arm).role]
+    real = [arm for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).role in ("", "searched")]
     arms = [arm for arm in real if plain(recipe_of(study.recipes[arm]))]
     if not arms:
         return
@@ -377,12 +371,16 @@ def _curve(study: Study, setting: Setting, train: Train) -> None:
     value = study.tuned.get(study.curve_recipe, _middle(study.curve_recipe))
     wanted = sizes(len(data.train), len(data.labelled), len(data.simulated), data.spec.num_classes)
     cells = {
-        size: [c._replace(extra=f"size {size}") for c in _cells(study.curve_recipe, value, gain.seeds, 1, gain.together)]
+        size: [
+            cell._replace(extra=f"size {size}") for cell in side_by_side(study.curve_recipe, value, gain.seeds, 1, gain.together)
+        ]
         for size, _ in wanted
         if size != len(data.train)
     }
-    study.trained |= train([cell for size in reversed(cells) for cell in cells[size]], [])
+    study.add(train([cell for size in reversed(cells) for cell in cells[size]], []))
     for size, source in wanted:
+        if size in cells and study.failure(study.curve_recipe, f"size {size}"):
+            continue
         votes = _by_seed(cells[size], gain.seeds) if size in cells else _votes(study, study.curve_recipe, gain, 1)
         study.curve.append((size, source, votes))
 

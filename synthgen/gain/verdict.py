@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from synthgen.gain.arms import arm_of
@@ -50,6 +51,15 @@ def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -
             more = f"a true difference of {i.difference:+.2f} would need about {wanted} seeds, {wanted - i.seeds} more"
         reasons.append(f"{i.arm} against {i.baseline} is open: {more}")
     return "insufficient evidence", tuple(reasons)
+
+
+def without(decision: Verdict, reasons: tuple[str, ...], lost: Sequence[str]) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict where training failed of arms on all labelled images: without them a gain isn't shown."""
+    missing = [arm for arm in lost if arm.endswith("trainval")]
+    if not missing:
+        return decision, reasons
+    why = f"training of {' and '.join(missing)} failed, so that a gain on all labelled images isn't known"
+    return "insufficient evidence" if decision == "use" else decision, (*reasons, why)
 
 
 def losers(classes: Sequence[ClassGain], decision: Verdict) -> tuple[str, ...]:
@@ -125,29 +135,41 @@ def _best_per_cost(found: Found, arms: Sequence[str]) -> str:
 
 def controls(found: Found, decisive: Sequence[tuple[str, str]]) -> tuple[Control, ...]:
     """What a sceptic asks: more labels, more steps, copies, a teacher's doing, leakage, luck, cost."""
-    asked = [
+    return (
         _equal_information(found),
         _equal_steps(found),
         _copies(found),
         _teacher(found),
         _near_duplicates(found, decisive[0]),
+        _opened(found),
         _stand_in(found),
         _ceiling(found),
         _cost(found),
         _luck(found, decisive),
-    ]
-    return tuple(control for control in asked if control is not None)
+    )
+
+
+def _not_run(found: Found, question: str, *arms: str) -> Control:
+    """A question that the study leaves open, with the reason or the way to have it answered."""
+    missing = [arm for arm in arms if arm not in found.correct]
+    reasons = [f"{arm}: {found.study.skipped[arm]}" for arm in missing if arm in found.study.skipped]
+    unasked = [arm for arm in missing if arm not in found.study.skipped]
+    if unasked:
+        reasons.append(
+            f"gain.study=full has {'it' if len(unasked) == 1 else 'them'}, or add {' and '.join(unasked)} to gain.arms"
+        )
+    return Control(question, f"not run: {'; '.join(reasons)}", False)
 
 
 def _said(i: Interval) -> str:
     return f"{i.arm} against {i.baseline} {i.difference:+.2f} points ({i.low:+.2f} to {i.high:+.2f})"
 
 
-def _equal_information(found: Found) -> Control | None:
+def _equal_information(found: Found) -> Control:
     i = found.interval("synthetic_trainval", "real_trainval")
-    if i is None:
-        return None
     question = "What if real-only training may use every labelled image that generator, gate or selection saw?"
+    if i is None:
+        return _not_run(found, question, "real_trainval", "synthetic_trainval")
     return Control(question, _said(i), i.low <= 0)
 
 
@@ -161,13 +183,13 @@ def _equal_steps(found: Found) -> Control:
     return Control("Do both sides train as long?", answer, len(steps) > 1)
 
 
-def _stand_in(found: Found) -> Control | None:
+def _stand_in(found: Found) -> Control:
     rivals = [arm for arm in found.study.contenders if arm_of(arm).role == ""] or [found.study.single_real]
     against = [i for arm in rivals if (i := found.interval("synthetic_only", arm)) is not None]
-    if not against:
-        return None
-    i = min(against, key=lambda i: i.low)  # the strongest that val leaves open
     question = "Could the synthetic images be given away in place of the real ones?"
+    if not against:
+        return _not_run(found, question, "synthetic_only")
+    i = min(against, key=lambda i: i.low)  # the strongest that val leaves open
     return Control(question, f"trained on them alone: {_said(i)}; at most 2 points below is the usual aim", i.low < -2)
 
 
@@ -175,18 +197,16 @@ def _copies(found: Found) -> Control:
     question = "Is the gain made by copies of the training images?"
     i = found.interval("synthetic_with_copies", "synthetic_gated")
     if i is None:
-        why = found.study.skipped.get(
-            "synthetic_with_copies", "the gate drops copies before the study; the arm with them wasn't run"
-        )
-        return Control(question, why, False)
+        control = _not_run(found, question, "synthetic_with_copies", "synthetic_gated")
+        return replace(control, answer=f"the gate drops copies before the study; {control.answer}")
     return Control(question, f"with the copies left in: {_said(i)}", i.low > 0)
 
 
-def _teacher(found: Found) -> Control | None:
+def _teacher(found: Found) -> Control:
     i = found.interval("synthetic_soft", "real_distilled")
-    if i is None:
-        return None
     question = "Is it the teacher rather than the images? (the same teacher's soft labels on augmented real images)"
+    if i is None:
+        return _not_run(found, question, "real_distilled", "synthetic_soft")
     return Control(question, _said(i), i.low <= 0)
 
 
@@ -202,22 +222,34 @@ def _near_duplicates(found: Found, pair: tuple[str, str]) -> Control:
     return Control(question, answer, bool(arm <= base))
 
 
-def _ceiling(found: Found) -> Control | None:
+def _ceiling(found: Found) -> Control:
     i = found.interval("oracle", found.study.single_real)
     if i is None:
-        return None
+        return _not_run(found, "What would real images bring instead? (simulation)", "oracle")
     number = next(row.num_real for row in found.rows if row.arm == "oracle")
     return Control(f"What would {number} real images bring instead? (simulation)", _said(i), False)
 
 
-def _cost(found: Found) -> Control | None:
+def _cost(found: Found) -> Control:
     arm = "real_committee_large"
     i = found.interval(found.study.best_synthetic, arm)
+    question = "Would a larger real-only committee do as well, instead of generator and gate?"
     if i is None:
-        return None
+        return _not_run(found, question, arm)
     spent = found.setting.data.made_in_s + found.seconds(found.study.best_synthetic)
     answer = f"{_said(i)}; it cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"
-    return Control("Would a larger real-only committee do as well, instead of generator and gate?", answer, i.low <= 0)
+    return Control(question, answer, i.low <= 0)
+
+
+def _opened(found: Found) -> Control:
+    question = "Was anything trained or chosen after the test images had been seen?"
+    test = found.test
+    if not test.opened_before:
+        return Control(question, "no: they were opened once, when every network was trained and every arm chosen", False)
+    since = "; then ".join(test.opened_before)
+    if not test.trained_since:
+        return Control(question, f"no: the same networks were assessed anew ({since})", False)
+    return Control(question, f"{test.trained_since} networks were trained after them ({since})", True)
 
 
 def _luck(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:

@@ -92,7 +92,8 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
     evidence = _evidence(report, decided)
     settings = config.model_dump(mode="json", exclude=NEVER_CHANGE_A_BYTE)
     settings |= {"seed": order.config.seed, "evidence": storage.sha256_json(evidence)}
-    with order.stage(out, "export", settings, inputs) as work:
+    anew = order.restart or _only_told_anew(out, settings, inputs)
+    with replace(order, restart=anew).stage(out, "export", settings, inputs) as work:
         if not work.done:
             whole = _load(candidates, split.spec, order)
             keep = set(report.kept) if config.samples == "kept" else set(whole.keys)
@@ -123,7 +124,7 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
             conclude(out, made)
     found = manifest.read(out)
     if config.to:
-        storage.push(out, config.to, manifest.paths(found), order.restart)
+        storage.push(out, config.to, manifest.paths(found), anew)
     line = f"{found.num_samples} samples in {len(found.shards)} shards, {storage.seconds(out):.1f} s"
     order.progress.finish("export", line + (f"; also at {config.to}" if config.to else ""))
 
@@ -137,6 +138,15 @@ def conclude(out: Path, made: ShardManifest) -> ShardManifest:
     whole = replace(made, files=tuple(files))
     manifest.write(out, whole)
     return whole
+
+
+def _only_told_anew(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> bool:
+    """Whether a finished export in `out` differs from this one only in what its card says of the gain."""
+    if not (out / storage.STAGE_MANIFEST).is_file():
+        return False
+    found = storage.read_manifest(out)
+    same = (found["inputs"], found["code"]) == (inputs, storage.code_version())
+    return same and {**found["config"], "evidence": ""} == {**settings, "evidence": ""}
 
 
 def _load(candidates: Path, spec: DatasetSpec, order: Order) -> _Set:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from synthgen import storage
-from synthgen.errors import ConfigError
+from synthgen.errors import ConfigError, TrainingError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import assess, cells, study
 from synthgen.gain.cells import Cell, Network, Setting, Trained
 from synthgen.gain.data import StudyData
+from synthgen.gain.scores import score
 from synthgen.jobs import pools, transfer
 from synthgen.jobs.candidates import candidates_digest, load_candidates
+from synthgen.jobs.finished import Finished, only_assessed_anew, open_test, told
 from synthgen.jobs.gates import Judging, check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
@@ -75,6 +76,7 @@ class Contest:
         others: the others, for the arms of each.
         networks: folder of `features`; None where there is none.
         made_in_s: seconds that generator, samples and gate took.
+        to_choose: only `synthetic_gated` is trained, to choose a generator: what other arms need isn't read.
     """
 
     order: Order
@@ -83,6 +85,7 @@ class Contest:
     others: tuple[Judged, ...] = ()
     networks: Path | None = None
     made_in_s: float = 0.0
+    to_choose: bool = False
 
     @staticmethod
     def of(
@@ -100,6 +103,8 @@ class Contest:
     @property
     def inputs(self) -> dict[str, str]:
         found = {"split": self.split.digest, "candidates": self.chosen.digest[0], "gate": self.chosen.digest[1]}
+        if self.to_choose:
+            return found
         found |= {f"other {each.name}": " ".join(each.digest) for each in self.others}
         if self.networks is not None:
             found["features"] = storage.folder_digest(self.networks)
@@ -116,34 +121,41 @@ class Contest:
 def _setting(contest: Contest) -> Setting:
     """The images of a study and how its networks are trained; read once in each process."""
     order, split = contest.order, contest.split
+    config, train = order.config, split.role("train")
     gated, ungated = contest.chosen.kept(order, split)
-    reference, pool = split.role("reference"), split.role("pool")
+    none = train.take(np.zeros(0, np.int64))
+    data = StudyData(split.spec, train, split.role("val"), none, none, gated, ungated, none)
+    if not contest.to_choose:
+        data = _with_the_rest(contest, data)
+    return Setting(data, config.classifier, config.augment, config.gain, order.device)
+
+
+def _with_the_rest(contest: Contest, data: StudyData) -> StudyData:
+    """What arms beside `synthetic_gated` look at."""
+    order, split = contest.order, contest.split
+    config, reference, pool = order.config, split.role("reference"), split.role("pool")
     truth = None
-    if order.config.gain.simulate:
+    if config.gain.simulate:
         hidden = split.hidden()
         truth = np.array([hidden.get(key, UNLABELLED) for key in (*reference.keys, *pool.keys)], dtype=np.int64)
     judging = Judging(order, split, contest.networks) if contest.networks is not None else None
-    start = transfer.read(Path(order.config.gain.transfer), order, split) if order.config.gain.transfer else None
-    data = StudyData(
-        spec=split.spec,
-        train=split.role("train"),
-        val=split.role("val"),
+    start = transfer.read(Path(config.gain.transfer), order, split) if config.gain.transfer else None
+    return replace(
+        data,
         reference=reference,
         pool=pool,
-        gated=gated,
-        ungated=ungated,
         with_copies=contest.chosen.kept(order, split, frozenset(COPIES))[0],
         others={other.name: other.kept(order, split)[0] for other in contest.others},
-        pool_labels=raw.read(pools.folder_of(split) / pools.LABELS, split.spec) if order.config.pool.train else None,
+        pool_labels=raw.read(pools.folder_of(split) / pools.LABELS, split.spec) if config.pool.train else None,
         truth=truth,
-        features=judging.embed if judging is not None else None,
+        features=transfer.embedding(judging.extractor, order, split) if judging is not None else None,
         pretrained=start.weights if start is not None else None,
         pretrained_note=start.note if start is not None else "",
+        transformer=start.transformer if start is not None else None,
         backbone=start.embed if start is not None else None,
-        pool_s=storage.seconds(pools.folder_of(split)) if order.config.pool.train else 0.0,
+        pool_s=storage.seconds(pools.folder_of(split)) if config.pool.train else 0.0,
         made_in_s=contest.made_in_s,
     )
-    return Setting(data, order.config.classifier, order.config.augment, order.config.gain, order.device)
 
 
 @dataclass(frozen=True)
@@ -156,11 +168,10 @@ class _CellTask:
 
 
 def _train_cell(task: _CellTask, progress: Progress) -> None:
-    """Trains a cell of the study, unless an earlier, interrupted run has."""
-    if not task.out.is_file():
-        trained = cells.train_cell(task.cell, _setting(task.contest), _Teach(task) if task.teachers else None)
-        storage.write_bytes(task.out, trained.to_bytes())
-    progress.advance(task.task, len(task.cell.networks), f"{task.cell.recipe} done")
+    """Trains a cell of the study."""
+    trained = cells.attempt(task.cell, _setting(task.contest), _Teach(task) if task.teachers else None)
+    storage.write_bytes(task.out, trained.to_bytes())
+    progress.advance(task.task, len(task.cell.networks), f"{task.cell.recipe} {'diverged' if trained.failure else 'done'}")
 
 
 class _Teach:
@@ -191,12 +202,21 @@ def _test_images(split: Split) -> Batch:
     return split.role("test")
 
 
-def _predict_test(task: _CellTask, progress: Progress) -> np.ndarray:
-    """Class probabilities of a finished cell's networks on the test split."""
+def _predict_test(task: _CellTask, progress: Progress) -> None:
+    """What a finished cell's networks say of the test images, written beside what they say of val.
+
+    After that the weights are needed no more, but for the teachers', from whom arms may learn that are asked for later.
+    """
     trained = Trained.from_bytes(task.out.read_bytes())
-    predicted = cells.predict(task.cell, trained, _setting(task.contest), _test_images(task.contest.split).images)
+    found = cells.predict(task.cell, trained, _setting(task.contest), _test_images(task.contest.split).images)
+    weights = trained.weights if _teaches(task.cell) else {}
+    storage.write_bytes(task.out, replace(trained, test=found, weights=weights).to_bytes())
     progress.advance(task.task, len(task.cell.networks))
-    return predicted
+
+
+def _teaches(cell: Cell) -> bool:
+    """Whether networks of a cell may teach others."""
+    return gain_arms.base_of(cell.recipe) == gain_arms.TEACHER and not cell.extra and "+" not in cell.recipe
 
 
 def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]], out: Path, pool: Pool) -> str | None:
@@ -208,7 +228,7 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
     """
     config = order.config
     contests = {
-        name: Contest.of(order, split, Judged.of(order, split, name, candidates, judged))
+        name: replace(Contest.of(order, split, Judged.of(order, split, name, candidates, judged)), to_choose=True)
         for name, (candidates, judged) in generators.items()
     }
     settings = {**order.section("classifier", "augment", "models"), "device": order.device}
@@ -223,11 +243,14 @@ def select(order: Order, split: Split, generators: dict[str, tuple[Path, Path]],
                 name: _CellTask(contest, cell, out / f"{storage.RESUME}-{name}", (), "select") for name, contest in usable.items()
             }
             order.progress.start("select", len(tasks) * len(networks))
-            pool.map(_train_cell, list(tasks.values()), order.progress)
+            pool.map(_train_cell, [task for task in tasks.values() if not task.out.is_file()], order.progress)
             val = split.role("val")
             scores: dict[str, dict[str, Any]] = {}
             for name, contest in usable.items():
-                each = [study.score(on_val, val) for on_val in Trained.from_bytes(tasks[name].out.read_bytes()).val]
+                trained = Trained.from_bytes(tasks[name].out.read_bytes())
+                if trained.failure:
+                    raise TrainingError(f"select {name}: {trained.failure}")
+                each = [score(on_val, val) for on_val in trained.val]
                 accuracy, loss = np.mean(each, axis=0)
                 report = load_gate(contest.chosen.gate)
                 share = len(report.kept) / report.num_candidates
@@ -288,48 +311,70 @@ def check_study(order: Order, split: Split, models: Sequence[str] = ()) -> None:
 def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
     """Split, candidates and gate -> out/gain.json: what the synthetic images add, on the test split.
 
-    The test split is opened when every network is trained and every arm is chosen; out/opened.json says so.
+    The test split is opened when every network is trained and every arm is chosen; out/opened.json says so, and whenever
+    that was again. Networks of an earlier study in this run folder are taken up as far as nothing that they are made from
+    has changed (see `finished`); a study that is only to be assessed in another way is assessed anew.
     """
     config, split = order.config, contest.split
     arms = gain_arms.check_arms(config.gain.arms, config.gain.study, [other.name for other in contest.others])
-    settings = {**order.section("classifier", "augment", "gain"), "device": order.device}
-    with order.stage(out, "gain", settings, contest.inputs) as work:
+    settings, inputs = {**order.section("classifier", "augment", "gain"), "device": order.device}, contest.inputs
+    anew = order.restart or only_assessed_anew(out, settings, inputs)
+    with replace(order, restart=anew).stage(out, "gain", settings, inputs) as work:
         if not work.done:
-            rounds = _Rounds(order, contest, out, pool)
+            finished = Finished(order, inputs, out.parent)
+            rounds = _Rounds(order, contest, finished, pool)
             done = study.conduct(arms, _setting(contest), rounds)
-            opened = work.path(f"{storage.RESUME}-opened.json")  # the first opening counts, whatever is killed after it
-            if not opened.is_file():
-                now, networks = datetime.now(UTC).isoformat(timespec="seconds"), sum(len(c.networks) for c in done.trained)
-                after = f"all {networks} networks were trained"
-                chosen = {"best_real_on_val": done.best_real, "best_synthetic_on_val": done.best_synthetic}
-                storage.write_json(opened, {"split": "test", "at": now, "after": after, **chosen})
-            work.write_json("opened.json", storage.read_json(opened))
-            test = assess.TestSet(split.role("test"), split.groups("test"), split.near_train(SEEN))
-            report = assess.assess(done, rounds.predictions(list(done.trained)), test, _setting(contest))
+            networks, unseen = (sum(len(cell.networks) for cell in some) for some in (done.trained, rounds.unseen(done.trained)))
+            chosen = {"best_real_on_val": done.best_real, "best_synthetic_on_val": done.best_synthetic}
+            openings = open_test(out.parent, split.digest, work.identity, networks, unseen, chosen)
+            said = told(openings)
+            work.write_json("opened.json", said)
+            again = tuple(f"{each['after']}; changed: {', '.join(each['changed']) or 'nothing'}" for each in said["again"])
+            since = sum(each["unseen"] for each in openings[1:])
+            test = assess.TestSet(split.role("test"), split.groups("test"), split.near_train(SEEN), again, since)
+            report = assess.assess(done, rounds.predictions(done.trained), test, _setting(contest))
             work.write_json("gain.json", report.to_json())
+            finished.sweep()
     report = GainReport.from_json(storage.read_json(out / "gain.json"), str(out / "gain.json"))
     order.progress.finish("gain", f"{report.verdict}: {report.reasons[0]}, {storage.seconds(out):.0f} s")
     return report
 
 
 class _Rounds:
-    """Trains the cells of a study in the pool; see `study.Train`. They survive a kill, and go when the stage is whole."""
+    """Trains the cells of a study in the pool, those that are there excepted; see `tuning.Train`."""
 
-    def __init__(self, order: Order, contest: Contest, out: Path, pool: Pool) -> None:
-        self.order, self.contest, self.folder, self.pool = order, contest, out / storage.RESUME, pool
+    def __init__(self, order: Order, contest: Contest, finished: Finished, pool: Pool) -> None:
+        self.order, self.contest, self.finished, self.pool = order, contest, finished, pool
+        self.paths: dict[Cell, Path] = {}
 
     def __call__(self, wanted: Sequence[Cell], teachers: Sequence[Cell]) -> dict[Cell, Trained]:
-        taught = tuple((teacher, self._path(teacher)) for teacher in teachers)
-        tasks = [_CellTask(self.contest, cell, self._path(cell), taught, "gain") for cell in wanted]
-        self.order.progress.start("gain", sum(len(cell.networks) for cell in wanted))
-        self.pool.map(_train_cell, tasks, self.order.progress)
-        return {cell: Trained.from_bytes(self._path(cell).read_bytes()) for cell in wanted}
+        self.paths |= {cell: self.finished.path(cell, teachers) for cell in wanted}
+        there = {cell: found for cell in wanted if (found := self.finished.read(self.paths[cell])) is not None}
+        taught = tuple((teacher, self.paths[teacher]) for teacher in teachers)
+        todo = [cell for cell in wanted if cell not in there]
+        self._map(_train_cell, todo, "gain", taught)
+        return {cell: there[cell] if cell in there else self._read(cell) for cell in wanted}
 
-    def predictions(self, trained: Sequence[Cell]) -> dict[Cell, np.ndarray]:
+    def unseen(self, trained: Mapping[Cell, Trained]) -> list[Cell]:
+        """Those whose networks haven't seen the test images yet."""
+        return [cell for cell, found in trained.items() if found.test is None]
+
+    def predictions(self, trained: Mapping[Cell, Trained]) -> dict[Cell, np.ndarray]:
         """Of every cell on the test split."""
-        tasks = [_CellTask(self.contest, cell, self._path(cell), (), "gain: test") for cell in trained]
-        self.order.progress.start("gain: test", sum(len(cell.networks) for cell in trained))
-        return dict(zip(trained, self.pool.map(_predict_test, tasks, self.order.progress), strict=True))
+        self._map(_predict_test, self.unseen(trained), "gain: test")
+        found = {cell: each.test if each.test is not None else self._read(cell).test for cell, each in trained.items()}
+        return {cell: predicted for cell, predicted in found.items() if predicted is not None}
 
-    def _path(self, cell: Cell) -> Path:
-        return self.folder / f"{cell.name}.safetensors"
+    def _map(
+        self,
+        function: Callable[[_CellTask, Progress], None],
+        todo: Sequence[Cell],
+        task: str,
+        taught: tuple[tuple[Cell, Path], ...] = (),
+    ) -> None:
+        self.order.progress.start(task, sum(len(cell.networks) for cell in todo))
+        tasks = [_CellTask(self.contest, cell, self.paths[cell], taught, task) for cell in todo]
+        self.pool.map(function, tasks, self.order.progress)
+
+    def _read(self, cell: Cell) -> Trained:
+        return Trained.from_bytes(self.paths[cell].read_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load as load_tensors
@@ -13,12 +14,14 @@ from torch import Tensor
 from synthgen import extraction, storage
 from synthgen.config.schema import FeaturesConfig
 from synthgen.errors import CheckpointError
+from synthgen.jobs.gates import CACHE
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split, share_images
 from synthgen.metrics import extractors
 from synthgen.models.classifier import ClassifierNetwork, FeatureLayer
+from synthgen.models.finetuned import Transformer
 from synthgen.models.stacked import FEATURES
-from synthgen.types import DatasetSpec
+from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 EXTRACTOR = "extractor.safetensors"
 
@@ -28,14 +31,16 @@ class Start:
     """Pre-trained weights.
 
     Attributes:
-        weights: those that fit the study's network, by name; None where none can (a transformer).
+        weights: those that fit the study's network, by name; None where none can.
         embed: images -> features (n, d), for the probe.
         note: what was taken up and what wasn't.
+        transformer: what is fine-tuned in place of the study's network, or None.
     """
 
     weights: dict[str, Tensor] | None
     embed: Callable[[np.ndarray], np.ndarray]
     note: str
+    transformer: Transformer | None = None
 
 
 def digest(folder: Path) -> str:
@@ -66,7 +71,10 @@ def read(folder: Path, order: Order, split: Split) -> Start:
     if not (folder / EXTRACTOR).is_file():
         settings = FeaturesConfig(extractor="dinov2", path=str(folder))
         extractor = extractors.load(settings)
-        return Start(None, _embed(extractor, order), "a transformer: for the linear probe alone")
+        transform: Any = extractor.network  # the model within its transform
+        size_px = transform.size_px
+        tuned = Transformer(transform.model, size_px, extractors.IMAGENET_MEAN, extractors.IMAGENET_STD)
+        return Start(None, embedding(extractor, order, split), f"a transformer, images at {size_px} px", tuned)
     found = load_tensors((folder / EXTRACTOR).read_bytes())
     _check_unseen(folder, split)
     stem, linear = found["stages.0.weight"], found["to_features.weight"]
@@ -87,7 +95,7 @@ def read(folder: Path, order: Order, split: Split) -> Start:
     left = [name for name in mine if name not in fits]
     note = f"{len(fits)} of {len(mine)} tensors taken up, fresh: {', '.join(left)}"
     extractor = extractors.domain(FeatureLayer(network.eval()), "pre-training")
-    return Start(fits or None, _embed(extractor, order), note)
+    return Start(fits or None, embedding(extractor, order, split), note)
 
 
 def _check_unseen(folder: Path, split: Split) -> None:
@@ -102,5 +110,13 @@ def _check_unseen(folder: Path, split: Split) -> None:
         )
 
 
-def _embed(extractor: extractors.Extractor, order: Order) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda images: extraction.embed(extractor, images, order.device)
+def embedding(extractor: extractors.Extractor, order: Order, split: Split) -> Callable[[np.ndarray], np.ndarray]:
+    """Images -> features, which are computed once for all arms and seeds: they go into the run's cache, if it may have one."""
+    config = order.config.features
+    cache = split.folder.parent / CACHE if config.cache else None
+
+    def embed(images: np.ndarray) -> np.ndarray:
+        nameless = Batch(images, np.full(len(images), UNLABELLED, np.int64), tuple(map(str, range(len(images)))))
+        return extraction.feature_set(extractor, nameless, order.device, config.devices, cache).features
+
+    return embed

@@ -1,5 +1,5 @@
-"""Records on disk -> one self-contained HTML page."""
+"""Records on disk -> one self-contained HTML page, and the same content as data."""
 
-from synthgen.report.page import build
+from synthgen.report.page import Report, build, make
 
-__all__ = ["build"]
+__all__ = ["Report", "build", "make"]

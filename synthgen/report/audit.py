@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from synthgen.errors import SynthgenError
 from synthgen.report.evidence import Evidence
-from synthgen.report.samples import Sheets, Tile
+from synthgen.report.samples import Tile
+from synthgen.report.styles import Styles
 from synthgen.report.wording import num, pct, words
 
 MAX_ROWS = 50
@@ -14,6 +16,7 @@ DOUBTFUL_SHOWN = 12
 
 FIGURES = (
     ("images", "num_images"),
+    ("without a label", "num_unlabelled"),
     ("in no split", "num_unused"),
     ("files left out", "num_quarantined"),
     ("groups with the same pixels", "exact_duplicates.num_groups"),
@@ -28,8 +31,8 @@ FIGURES = (
 """What is said, and where it stands in the report; what a report doesn't have is left out."""
 
 
-def audit_view(evidence: Evidence, sheets: Sheets) -> dict[str, Any] | None:
-    """Everything the page shows of the audit."""
+def audit_view(evidence: Evidence, styles: Styles, missing: list[str]) -> dict[str, Any] | None:
+    """Everything the page shows of the audit; pixels that can't be read are added to `missing`."""
     report = evidence.audit
     if report is None:
         return None
@@ -50,24 +53,28 @@ def audit_view(evidence: Evidence, sheets: Sheets) -> dict[str, Any] | None:
             if _mapping(report, key)
         ],
         "quarantined": [(str(name), str(why)) for name, why in _mapping(report, "quarantined").items()],
-        "doubtful": _doubtful(evidence, _at(report, "label_issues.keys") or (), sheets),
+        "doubtful": _doubtful(evidence, _at(report, "label_issues.keys") or (), styles, missing),
         "judged": _at(report, "label_issues.note"),
     }
 
 
-def _doubtful(evidence: Evidence, keys: Sequence[Any], sheets: Sheets) -> dict[str, Any] | None:
+def _doubtful(evidence: Evidence, keys: Sequence[Any], styles: Styles, missing: list[str]) -> dict[str, Any] | None:
     """Training images whose labels look wrong, the most doubtful first."""
     train, names = evidence.train, evidence.spec.class_names if evidence.spec else ()
-    if train is None:
+    rows = [train.at[key] for key in keys if key in train.at][:DOUBTFUL_SHOWN] if train else []
+    if train is None or not rows:
         return None
-    where = {key: i for i, key in enumerate(train.keys)}
-    rows = [where[key] for key in keys if key in where][:DOUBTFUL_SHOWN]
-    if not rows:
+    try:
+        sheet, sprite = styles.sheet(train.pixels(rows))
+    except SynthgenError as error:
+        missing.append(str(error).replace(f"{evidence.folder}/", ""))
         return None
-    sheet, sprite = sheets.add([train.images[i] for i in rows])
     labels = [int(train.labels[i]) for i in rows]
     said = [names[label] if 0 <= label < len(names) else words(str(label)) for label in labels]
-    tiles = [Tile(sprite.position(n), "real", train.keys[i], text) for n, (i, text) in enumerate(zip(rows, said, strict=True))]
+    tiles = [
+        Tile(train.keys[i], "real, from train; its label looks wrong", of, f"real {styles.place(sprite, n)}", caption=of)
+        for n, (i, of) in enumerate(zip(rows, said, strict=True))
+    ]
     return {"sheet": sheet, "tiles": tiles}
 
 

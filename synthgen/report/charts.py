@@ -1,12 +1,17 @@
-"""Figures for plotly.js. Colours are CSS properties, `var(--ink)`, which the page puts in: light, dark and print."""
+"""Figures of the gain study and of training for plotly.js; those of the gate stand in `gate_charts`.
+
+Colours are CSS properties, `var(--ink)`, which the page puts in: light, dark and print. Names are shortened and escaped.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
+
+from synthgen.report.wording import shorten
 
 Figure = dict[str, Any]
 
@@ -51,55 +56,73 @@ def forest(rows: Sequence[Estimate], axis: str) -> Figure:
     """Differences with their intervals against a line at 0, the first row on top."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, names = go.Figure(), labels(row.name for row in rows)
     for kind, (colour, size, symbol) in {
         "real": ("var(--quiet)", 9, "circle-open"),
         "synthetic": ("var(--ink)", 9, "square"),
         "decisive": ("var(--accent)", 13, "diamond"),
     }.items():
-        chosen = [row for row in rows if ("decisive" if row.decisive else "synthetic" if row.synthetic else "real") == kind]
+        chosen = [
+            (row, name)
+            for row, name in zip(rows, names, strict=True)
+            if ("decisive" if row.decisive else "synthetic" if row.synthetic else "real") == kind
+        ]
         if not chosen:
             continue
         figure.add_scatter(
-            x=[row.difference for row in chosen],
-            y=[escape(row.name) for row in chosen],
+            x=[row.difference for row, _ in chosen],
+            y=[name for _, name in chosen],
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [row.high - row.difference for row in chosen],
-                "arrayminus": [row.difference - row.low for row in chosen],
+                "array": [row.high - row.difference for row, _ in chosen],
+                "arrayminus": [row.difference - row.low for row, _ in chosen],
                 "color": colour,
                 "thickness": 2,
                 "width": 5,
             },
             mode="markers",
             marker={"color": colour, "size": size, "symbol": symbol, "line": {"color": colour, "width": 2}},
-            customdata=[escape(row.meaning or row.name) for row in chosen],
+            customdata=[escape(shorten(row.meaning or row.name, 90)) for row, _ in chosen],
             hovertemplate="%{customdata}<br>%{x:+.2f} points<extra></extra>",
             showlegend=False,
         )
     figure.add_vline(x=0, line={"color": "var(--ink)", "width": 1.5})
     crowded = len(rows) > 12
-    for row in rows:  # above its line, not left of it: a phone has no room there
+    _name_rows(figure, names, crowded)
+    figure.update_xaxes(title=axis, gridcolor="var(--line)", zeroline=False, tickformat="+~g", tickangle=0, nticks=9)
+    return finish(figure, height=70 + (36 if crowded else 46) * len(rows))
+
+
+def labels(names: Iterable[str]) -> list[str]:
+    """Names as labels of rows: no markup, short, each one different from the others."""
+    found: list[str] = []
+    for name in names:
+        label = escape(shorten(name))
+        found.append(label if label not in found else f"{label} ({len(found) + 1})")
+    return found
+
+
+def _name_rows(figure: Any, names: Sequence[str], crowded: bool) -> None:
+    """Each name above its line, not left of it, where a phone has no room; the first row on top."""
+    for name in names:
         figure.add_annotation(
             x=0,
             xref="paper",
             xanchor="left",
-            y=escape(row.name),
+            y=name,
             yshift=5 if crowded else 7,
             yanchor="bottom",
-            text=escape(row.name),
+            text=name,
             font={"size": 12 if crowded else 13},
             bgcolor="var(--paper)",
             borderpad=0,
             showarrow=False,
         )
-    names = [escape(row.name) for row in rows]
+    order = list(names[::-1])
     figure.update_yaxes(
-        categoryorder="array", categoryarray=names[::-1], range=[-0.5, len(rows) - 0.2], showgrid=False, showticklabels=False
+        categoryorder="array", categoryarray=order, range=[-0.5, len(names) - 0.2], showgrid=False, showticklabels=False
     )
-    figure.update_xaxes(title=axis, gridcolor="var(--line)", zeroline=False, tickformat="+~g", tickangle=0, nticks=9)
-    return _finish(figure, height=70 + (36 if crowded else 46) * len(rows))
 
 
 def learning(sizes: Sequence[Size], fitted: Sequence[tuple[float, float]], best: Worth | None, others: Sequence[Worth]) -> Figure:
@@ -129,7 +152,7 @@ def learning(sizes: Sequence[Size], fitted: Sequence[tuple[float, float]], best:
             y=[worth.accuracy] * 2,
             mode="lines",
             line={"color": "var(--quiet)", "width": 1, "dash": "dot"},
-            hovertemplate=f"{escape(worth.name)}: %{{y:.2f}}%<extra></extra>",
+            hovertemplate=f"{escape(shorten(worth.name))}: %{{y:.2f}}%<extra></extra>",
         )
     inside = [pair for pair in fitted if sizes[0].num_real <= pair[0] <= sizes[-1].num_real]
     for pairs, dash in ((inside, "solid"), (fitted, "dash")):
@@ -157,7 +180,7 @@ def learning(sizes: Sequence[Size], fitted: Sequence[tuple[float, float]], best:
             },
             mode="markers",
             marker={"color": "var(--ink)", "size": 9, "symbol": MARKS.get(source, "x"), "line": {"width": 2}},
-            hovertemplate=f"%{{x}} real images ({escape(source)}): %{{y:.2f}}%<extra></extra>",
+            hovertemplate=f"%{{x}} real images ({escape(shorten(source))}): %{{y:.2f}}%<extra></extra>",
         )
     if best is not None:
         _mark_worth(figure, best, left, right, bottom + 0.035 * room, bottom)
@@ -172,15 +195,14 @@ def learning(sizes: Sequence[Size], fitted: Sequence[tuple[float, float]], best:
         zeroline=False,
     )
     figure.update_yaxes(title="test accuracy", range=[bottom, top], ticksuffix="%", gridcolor="var(--line)", zeroline=False)
-    figure.update_yaxes(automargin=True)
     figure.update_layout(showlegend=False)
-    return _finish(figure, height=400)
+    return finish(figure, height=400, left=64)
 
 
 def _mark_worth(figure: Any, best: Worth, left: float, right: float, bar: float, bottom: float) -> None:
     """The arm's accuracy as a line, n' where the curve reaches it, and the interval of n' on the axis."""
     accent = "var(--accent)"
-    said = f"{escape(best.name)}: %{{y:.2f}}%<extra></extra>"
+    said = f"{escape(shorten(best.name))}: %{{y:.2f}}%<extra></extra>"
     line = {"color": accent, "width": 2, "dash": "dash"}
     figure.add_scatter(x=[left, right], y=[best.accuracy] * 2, mode="lines", line=line, hovertemplate=said)
     if best.low is not None or best.high is not None or best.equivalent is not None:
@@ -230,22 +252,23 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
         figure.add_scatter(
             x=[step for step, _ in pairs],
             y=[loss for _, loss in pairs],
-            name=escape(name),
+            name=escape(shorten(name)),
             mode="lines" if len(pairs) > 1 else "markers",
             line={"color": colour, "width": 1.8},
             hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
             showlegend=len(curves) > 1,
         )
     figure.update_xaxes(title="step", gridcolor="var(--line)", zeroline=False)
-    figure.update_yaxes(title="loss", gridcolor="var(--line)", zeroline=False, automargin=True)
-    return _finish(figure, height=240)
+    figure.update_yaxes(title="loss", gridcolor="var(--line)", zeroline=False)
+    return finish(figure, height=240, left=64)
 
 
-def _finish(figure: Any, height: int) -> Figure:
+def finish(figure: Any, height: int, top: int = 8, left: int = 8) -> Figure:
+    """A figure as plain JSON, in the page's type and without what plotly.js can do by itself."""
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 8, "r": 16, "t": 8, "b": 48},
+        margin={"l": left, "r": 16, "t": top, "b": 48},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "var(--ink)", "size": 13, "family": "system-ui, sans-serif"},

@@ -1,32 +1,37 @@
-"""A run folder -> one self-contained HTML page that opens from disk, with no network and nothing beside it."""
+"""A run folder -> one self-contained HTML page that opens from disk, with no network, and the same content as data."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from synthgen.report import again, plain
 from synthgen.report.audit import audit_view
+from synthgen.report.data import as_data
 from synthgen.report.evidence import Evidence, collect
 from synthgen.report.gain import arm_names, gain_view
-from synthgen.report.samples import Sheets, generator_view
-from synthgen.report.wording import chance, duration, interval, num, pct, signed, words
+from synthgen.report.gate import gate_view
+from synthgen.report.portable import Portable
+from synthgen.report.samples import DETAILS, MOST_BYTES, Detail, generator_view
+from synthgen.report.styles import Styles
+from synthgen.report.wording import chance, duration, interval, num, pct, shorten, signed, visible, words
 
-HEADLINES = {
-    "use": "Use these samples.",
-    "reject": "Don\u2019t use these samples.",
-    "insufficient evidence": "There isn\u2019t enough evidence.",
-}
-EXPLAINED = {
-    "use": "Training on real and synthetic images together beat the best that real images alone could do.",
-    "reject": "Real images alone do as well, or the samples didn\u2019t pass the gate.",
-    "insufficient evidence": "With this many images and seeds, the difference can\u2019t be told from chance.",
-}
+MAP_STYLES = re.compile(r"""(createElement\("style"\);e\.id="[0-9a-f]+",e\.textContent=)'(?:[^'\\]|\\.)*'""")
+"""Styles of plotly's maps, which it would write into every page; there are no maps here, and the page's policy forbids it."""
+
+
+class Report(NamedTuple):
+    """A page, and its content as JSON types (`synthgen.report/1`, see `data.as_data`)."""
+
+    html: str
+    data: dict[str, Any]
 
 
 def build(run: Path) -> str:
@@ -35,50 +40,79 @@ def build(run: Path) -> str:
     Raises:
         DataError: no `verdict.json`. Any other part that is missing is said in the page.
     """
-    return render(collect(run))
+    return make(run).html
 
 
-def render(evidence: Evidence) -> str:
-    """The page of what `evidence.collect` has found."""
+def make(run: Path) -> Report:
+    """The report of a run as HTML and as data; raises as `build`.
+
+    What is shown of the images is a selection, and only that is read.
+    """
+    evidence = collect(run)
+    portable = Portable(evidence.folder, evidence.config)
+    for detail in DETAILS:
+        styles = Styles(detail.size_px)
+        view = view_of(evidence, styles, detail)
+        if styles.num_bytes <= MOST_BYTES:
+            break
+    title = f"{view['headline']} {evidence.name}, synthgen"
+    return Report(render("body.html", title, view, styles, portable), portable.data(as_data(view)))
+
+
+def view_of(evidence: Evidence, styles: Styles, detail: Detail = DETAILS[0]) -> dict[str, Any]:
+    """Everything that a report says, for the page and for the data."""
+    names, missing = arm_names(evidence.verdict), list(evidence.missing)
+    return {
+        "evidence": evidence,
+        "verdict": evidence.verdict,
+        "kind": evidence.verdict.get("verdict"),
+        "headline": plain.headline(evidence.verdict),
+        "explained": plain.explained(evidence),
+        "in_words": plain.in_plain_words(evidence, names),
+        "facts": key_facts(evidence, names),
+        "generators": [generator_view(evidence, generator, styles, detail, missing) for generator in evidence.generators],
+        "gate": gate_view(evidence),
+        "gain": gain_view(evidence),
+        "audit": audit_view(evidence, styles, missing),
+        "cost": cost(evidence.seconds),
+        "provenance": again.provenance(evidence),
+        "stages": again.stages(evidence),
+        "exported": again.exported(evidence),
+        "commands": again.commands(evidence),
+        "missing": missing,
+    }
+
+
+def render(template: str, title: str, view: Mapping[str, Any], styles: Styles, portable: Portable) -> str:
+    """The page around a template: its styles, its policy, plotly and our script.
+
+    Nothing in it is loaded from anywhere, and of its own scripts and styles only those run whose sha256 the policy names.
+    """
     from plotly.offline import get_plotlyjs
 
-    sheets = Sheets()
     folder = Path(__file__).parent
-    verdict = evidence.verdict
-    names = arm_names(verdict)
-    shown = [generator_view(evidence, generator, sheets) for generator in evidence.generators]
-    plotly = get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script")
-    script = (folder / "page.js").read_text(encoding="utf-8")
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: portable.text(value) if type(value) is str else value,
     )
     environment.filters |= {
-        "chance": chance,
-        "named": named,
-        "num": num,
-        "signed": signed,
-        "pct": pct,
-        "duration": duration,
-        "words": words,
-        "interval": interval,
-    }
+        "chance": chance, "named": named, "num": num, "signed": signed, "pct": pct, "duration": duration, "words": words,
+        "interval": interval, "portable": portable.data, "short": shorten,
+    }  # fmt: skip
+    body = environment.get_template(template).render(view, styles=styles)
+    plotly = MAP_STYLES.sub(r"\1''", get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script"))
+    script, css = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     return environment.get_template("page.html").render(
-        evidence=evidence,
-        verdict=verdict,
-        kind=verdict.get("verdict"),
-        headline=HEADLINES.get(verdict.get("verdict", ""), f"Verdict: {verdict.get('verdict')}"),
-        explained=EXPLAINED.get(verdict.get("verdict", ""), ""),
-        facts=key_facts(evidence, names),
-        generators=shown,
-        gain=gain_view(evidence),
-        audit=audit_view(evidence, sheets),
-        cost=cost(evidence.seconds),
-        command=f"synthgen run {shlex.quote(evidence.name + '/config.yaml')} --out {shlex.quote(evidence.name + '-again')}",
-        sheets=sheets.css(),
-        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        plotly=Markup(plotly),
-        script=Markup(script),
+        title=title,
+        body=Markup(body),
+        styles=[Markup(css), styles.css()],
+        scripts=[Markup(plotly), Markup(script)],
         script_hashes=[_csp_hash(plotly), _csp_hash(script)],
+        style_hashes=[_csp_hash(css), _csp_hash(styles.css()), _csp_hash("")],  # plotly begins with an empty one
     )
 
 
@@ -89,12 +123,11 @@ def key_facts(evidence: Evidence, names: Mapping[str, str]) -> list[tuple[str, s
     """(what, figure, explanation) of the figures that matter most."""
     verdict, facts = evidence.verdict, []
     best = verdict.get("best_generator")
-    gain = evidence.gain
-    for i in gain.intervals if gain else ():
-        if gain and (i.arm, i.baseline) == next(iter(gain.decisive), None):
-            compared = f"{names.get(i.arm, words(i.arm))}, against {names.get(i.baseline, words(i.baseline))}"
-            said = f"95% interval {interval((i.low, i.high))}, {i.seeds} seeds. {compared}"
-            facts.append(("gain", f"{signed(i.difference)} points", said))
+    first = plain.first_interval(evidence.gain) if evidence.gain else None
+    if first:
+        compared = f"{names.get(first.arm, words(first.arm))}, against {names.get(first.baseline, words(first.baseline))}"
+        said = f"95% interval {interval((first.low, first.high))}, {first.seeds} seeds. {compared}"
+        facts.append(("gain", f"{signed(first.difference)} points", said))
     if best:
         gate = (verdict.get("gate") or {}).get(best) or {}
         kept, candidates = gate.get("kept"), gate.get("candidates")
@@ -120,8 +153,8 @@ def cost(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
 
 def named(arm: str) -> Markup:
     """The name of an arm, which may break after an underscore."""
-    return escape(arm).replace("_", Markup("_<wbr>"))
+    return escape(visible(arm)).replace("_", Markup("_<wbr>"))
 
 
-def _csp_hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _csp_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

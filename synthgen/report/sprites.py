@@ -15,7 +15,7 @@ from synthgen.shapes import UInt8
 
 COLUMNS = 20
 LARGEST_PX = 96
-"""A larger image is shrunk: the page has to stay small."""
+"""A larger image is shrunk, if nothing else is said: the page has to stay small."""
 SHOWN_PX = 40
 """What an image measures on the page, at least; a larger one than `SHOWN_MOST_PX` is shrunk to that."""
 SHOWN_MOST_PX = 64
@@ -52,9 +52,9 @@ class Sprite:
         return pitch_x, self.height + 2 * MARGIN * scale, scale
 
 
-def sprite(images: Sequence[UInt8[np.ndarray, "c h w"]]) -> Sprite:
+def sprite(images: Sequence[UInt8[np.ndarray, "c h w"]], largest_px: int = LARGEST_PX) -> Sprite:
     """One sprite of images of the same shape (at least one)."""
-    tiles = [np.asarray(_shrunk(image)) for image in images]
+    tiles = [np.asarray(_shrunk(image, largest_px)) for image in images]
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // COLUMNS)
     pitch_y, pitch_x = height + 2 * MARGIN, width + 2 * MARGIN
@@ -74,9 +74,9 @@ def data_uri(pixels: UInt8[np.ndarray, "h w ..."]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _shrunk(image: UInt8[np.ndarray, "c h w"]) -> Image.Image:
+def _shrunk(image: UInt8[np.ndarray, "c h w"], largest_px: int) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
-    picture.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
+    picture.thumbnail((largest_px, largest_px), Image.Resampling.LANCZOS)
     return picture
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 MINUS = "\u2212"
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+"""Characters that can't be seen, or that turn the text around them: a name that holds one must not look like another."""
+LABEL_CHARS = 44
 
 
 def num(value: Any, digits: int = 4) -> str:
@@ -66,3 +70,18 @@ def duration(seconds: Any) -> str:
 def words(name: str) -> str:
     """`label_agreement` as "label agreement"."""
     return name.replace("_", " ")
+
+
+def visible(text: str) -> str:
+    """The text with what can't be seen written out: a control character, a turn of direction, half a surrogate pair.
+
+    >>> visible("a\\x1b[31m\\u202egnp.exe")
+    'a\\\\x1b[31m\\\\u202egnp.exe'
+    """
+    return UNSEEN.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def shorten(text: str, limit: int = LABEL_CHARS) -> str:
+    """The text, or its two ends around "…" where it is too long for a label of a figure."""
+    text = visible(text)
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit - limit // 2 - 1) :]}"

@@ -10,7 +10,21 @@ import pytest
 
 from synthgen.data.policies import POLICIES
 from synthgen.errors import ConfigError
-from synthgen.gain.arms import ARMS, OTHER_GENERATOR, QUICK, RECIPES, SHARES, TEACHER, Recipe, arm_of, check_arms, recipe_of
+from synthgen.gain.arms import (
+    ARMS,
+    OTHER_GENERATOR,
+    QUICK,
+    RECIPES,
+    SHARES,
+    TEACHER,
+    Recipe,
+    arm_of,
+    base_of,
+    check_arms,
+    partner_of,
+    recipe_of,
+    searched,
+)
 from synthgen.gain.classical import MODELS
 from synthgen.gain.data import StudyData, nested, why_not
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
@@ -78,7 +92,7 @@ def test_a_recipe_holds_what_it_says(name):
     assert recipe.labelled in ("train", "none")
     if recipe.kind == "network":
         assert not recipe.model
-        assert recipe.dial in DIALS
+        assert recipe.dial in DIALS or name == "real_searched", "whose settings are found, all at once"
         assert len(recipe.values) == 3, "val chooses among as many values for every network"
         assert list(recipe.values) == sorted(set(recipe.values))
     else:
@@ -87,6 +101,20 @@ def test_a_recipe_holds_what_it_says(name):
     assert recipe.labelled == "train" or recipe.synthetic
     with pytest.raises(FrozenInstanceError):
         recipe.policy = "cutout"  # type: ignore[misc]
+
+
+def test_the_name_of_a_searched_recipe_tells_what_was_found():
+    found = {"depth": 2, "dropout": 0.214, "lr": 0.51, "strength": 1.0, "weight_decay": 0.00213, "width": 24}
+    name = searched(found)
+    assert dict(recipe_of(name).given) == found
+    assert replace(recipe_of(name), given=()) == RECIPES["real_searched"]
+    everything = f"{name}+synthetic@all"
+    assert dict(recipe_of(everything).given) == found
+    assert (recipe_of(everything).labelled, recipe_of(everything).synthetic) == ("all", "gated")
+    assert partner_of(name, 0.0) == f"{name}+synthetic"
+    assert {base_of(each) for each in (name, f"{name}@all", f"{name}+synthetic", everything)} == {name}
+    assert base_of("real_mixup=0.1+synthetic@all") == "real_mixup"
+    assert base_of("synthetic_gated") == "synthetic_gated"
 
 
 @pytest.mark.parametrize("name", ARMS)

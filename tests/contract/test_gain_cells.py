@@ -15,7 +15,7 @@ from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Stack, one_hot
 from synthgen.errors import CheckpointError
 from synthgen.gain import cells
-from synthgen.gain.arms import RECIPES, TEACHER, recipe_of
+from synthgen.gain.arms import RECIPES, TEACHER, recipe_of, searched
 from synthgen.gain.cells import (
     Cell,
     Network,
@@ -115,7 +115,7 @@ def test_names_of_cells_are_fit_for_files_and_tell_them_apart():
     some = [cell_of(name, extra=extra) for name in RECIPES for extra in ("", "tune", *EXTRAS, "active margin")]
     some += [cell_of("real_aug", value=value) for value in (0.5, 2.0)]
     some += [cell_of("real_aug", networks=(Network(0, 1), Network(1, 1)))]
-    some += [cell_of("real_aug", settings=(("lr", x), ("dropout", 0.1))) for x in (0.5, 0.50001)]
+    some += [cell_of(searched({"lr": x, "dropout": 0.1})) for x in (0.5, 0.501)]
     some += [cell_of("real_mixup+synthetic"), cell_of("real_aug@all")]
     names = [cell.name for cell in some]
     assert len(set(names)) == len(names)
@@ -138,10 +138,15 @@ def test_the_dial_sets_what_it_names_and_nothing_else(name):
             assert getattr(found, field) == value
 
 
-def test_a_searchs_settings_stand_over_the_dial():
-    settings = (("dropout", 0.2), ("lr", 0.5), ("strength", 3.0), ("weight_decay", 0.1))
-    found = training_of(cell_of(TEACHER, value=0.0, settings=settings), RECIPES[TEACHER])
-    assert found == Training(strength=3.0, dropout=0.2, lr=0.5, weight_decay=0.1)
+def test_what_a_search_found_is_how_its_networks_are_trained():
+    found = {"depth": 2, "dropout": 0.2, "lr": 0.5, "strength": 3.0, "weight_decay": 0.1, "width": 6}
+    expected = Training(strength=3.0, dropout=0.2, lr=0.5, weight_decay=0.1, width=6, depth=2)
+    for name in (searched(found), f"{searched(found)}@all"):
+        assert training_of(cell_of(name), recipe_of(name)) == expected
+        assert isinstance(training_of(cell_of(name), recipe_of(name)).width, int)
+    partner = f"{searched(found)}+synthetic"
+    assert training_of(cell_of(partner, value=0.25), recipe_of(partner)) == expected
+    assert recipe_of(partner).dial == "share"
 
 
 # What stands in a batch
@@ -344,7 +349,7 @@ def test_what_fits_is_taken_up_from_another_runs_network(tmp_path, toy_spec, wid
     theirs = ClassifierNetwork(width, dim, 0.0, replace(toy_spec, class_names=("x", "y"))).state_dict()
     (tmp_path / "extractor.safetensors").write_bytes(save(theirs))
     order = Order(load("digits-smoke", ["classifier.width=4", "device=cpu"]))
-    split = SimpleNamespace(spec=toy_spec)
+    split = SimpleNamespace(spec=toy_spec, folder=tmp_path / "split")
     found = transfer.read(tmp_path, order, split)
     assert found.embed(images(5, "x").images).shape == (5, dim), "the probe needs no fit"
     if fresh is None:

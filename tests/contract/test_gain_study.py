@@ -70,7 +70,7 @@ class Fake:
 
     def _check(self, cell: Cell, teachers: Sequence[Cell]) -> None:
         recipe = recipe_of(cell.recipe)
-        assert cell.value in (recipe.values if recipe.dial else (0.0,)) or cell.settings, cell
+        assert cell.value in (recipe.values if recipe.dial else (0.0,)), cell
         if recipe.taught or cell.extra.startswith("active"):
             taught = {(n.seed, n.member) for teacher in teachers for n in teacher.networks}
             members = range(CONFIG.committee if recipe.soft else 1)
@@ -116,7 +116,7 @@ def test_a_whole_study_asks_for_each_network_once_and_for_teachers_first(setting
     assert set(study.votes) | set(study.skipped) == set(arms)
     assert not set(study.votes) & set(study.skipped)
     assert list(study.votes) == [arm for arm in arms if arm in study.votes], "in the order of the arms"
-    networks = [(cell.recipe, cell.extra, cell.settings, cell.value, n) for cell in fake.every for n in cell.networks]
+    networks = [(cell.recipe, cell.extra, cell.value, n) for cell in fake.every for n in cell.networks]
     assert len(set(networks)) == len(networks), "no network twice, whatever the cells are cut into"
     names = [cell.name for cell in fake.every]
     assert len(set(names)) == len(names), "each cell has a file of its own"
@@ -381,36 +381,6 @@ def test_simulations_are_of_the_teacher_at_its_tuned_value(setting):
     assert all(cell.extra == "" for each in study.votes["real_aug"] for cell, _ in each), "the arm itself is none of them"
 
 
-def test_a_search_takes_the_settings_with_the_lowest_loss(setting):
-    pytest.importorskip("optuna")
-    arms = (*PLAIN, "real_searched", "real_committee")
-
-    def right(cell: Cell, network: Network) -> int:
-        return round(50 - 10 * abs(dict(cell.settings)["lr"] - 1)) if cell.settings else 40
-
-    fake = Fake(right)
-    study = done(arms, setting, fake)
-    tried = [cell for cell in fake.every if cell.extra == "search"]
-    assert len(tried) == 6
-    assert all(cell.networks == (Network(0, 0), Network(1, 0)) for cell in tried)
-    best = max(tried, key=lambda cell: right(cell, cell.networks[0]))
-    (found,) = {cell.settings for each in study.votes["real_searched"] for cell, _ in each}
-    assert right(best._replace(settings=found), Network(0, 0)) == right(best, Network(0, 0))
-    assert study.tuning_s["real_searched"] == pytest.approx(6 * 2 * 2.0)
-    assert {len(each) for each in study.votes["real_aug"]} == {1}, "searched networks are no networks of the plain arm"
-    assert all(not cell.settings for each in study.votes["real_committee"] for cell, _ in each)
-    again = Fake(right)
-    done(arms, setting, again)
-    assert again.every == fake.every, "fixed by its seed"
-
-
-def test_a_search_without_optuna_says_how_to_get_it(setting, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    study = done((*PLAIN, "real_searched"), setting)
-    assert "pip install 'synthgen[search]'" in study.skipped["real_searched"]
-    assert "real_searched" not in study.votes
-
-
 # What can't be run
 
 
@@ -441,7 +411,9 @@ def test_classical_arms_alone_are_a_study_without_committees(setting):
 
 
 def test_a_committee_of_no_network_is_refused(setting):
-    with pytest.raises(ConfigError, match="'real_committee' is made of a network of real images alone, and none is left"):
+    with pytest.raises(
+        ConfigError, match="'real_committee' is made of a network of real images alone, and there is none; add 'real_aug'"
+    ):
         done(("svm_pixels", "synthetic_gated", "real_committee"), setting)
 
 

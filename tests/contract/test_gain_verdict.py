@@ -343,7 +343,8 @@ def test_a_gain_by_copies_is_an_alarm(setting, with_copies, alarm):
 
 
 def test_copies_that_were_not_studied_are_said_to_be(setting):
-    assert "the arm with them wasn't run" in question(reported(setting), "copies").answer
+    said = question(reported(setting), "copies").answer
+    assert said.endswith("not run: gain.study=full has it, or add synthetic_with_copies to gain.arms")
     none = replace(setting, data=replace(setting.data, with_copies=setting.data.gated))
     assert "it would equal synthetic_gated" in question(reported(none, (*PAIR, "synthetic_with_copies")), "copies").answer
 
@@ -353,7 +354,6 @@ def test_a_gain_by_the_teacher_is_an_alarm(setting, distilled, alarm):
     arms = (*PAIR, "real_distilled", "synthetic_soft")
     share = {"real_aug": 0.7, "synthetic_gated": 0.8, "synthetic_soft": 0.82, "real_distilled": distilled}
     assert question(reported(setting, arms, right=lambda cell: share[cell.recipe]), "the teacher").alarm == alarm
-    assert not [c for c in reported(setting).controls if "the teacher" in c.question]
 
 
 def test_a_gain_that_near_duplicates_make_is_an_alarm(setting):

@@ -282,3 +282,17 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path):
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 6_000 * 500, peaks
     assert os.listdir(tmp_path / "8000")
+
+
+def test_a_study_told_anew_is_exported_anew_without_restart(made, capsys, monkeypatch, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    before = manifest.read(run / "shards")
+    formats = "export.formats=[webdataset,parquet,folder,npz]"
+    command = ["run", "digits-smoke", "--out", run, "--quiet", *FEW, formats, "export.shard_size=60"]
+    code, _, err = call(capsys, monkeypatch, *command, "gain.smallest_gain=90")
+    assert code == 0, err
+    after = manifest.read(run / "shards")
+    assert after.shards == before.shards
+    assert after.evidence != before.evidence
+    code, _, err = call(capsys, monkeypatch, *command, "gain.smallest_gain=90", "export.licence=cc0-1.0")
+    assert (code, "--restart" in err) == (5, True)
