@@ -22,15 +22,36 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from synthgen.api import Images, Run, audit, export, gain, gate, generate, open, run, train
+    from synthgen.api import (
+        Images,
+        Replay,
+        Run,
+        audit,
+        compare,
+        drop,
+        export,
+        gain,
+        gate,
+        generate,
+        open,
+        replay,
+        report,
+        run,
+        train,
+        verify,
+    )
     from synthgen.errors import CheckpointError, ConfigError, DataError, StorageError, SynthgenError, TrainingError
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CheckpointError", "ConfigError", "DataError", "Images", "Run", "StorageError", "SynthgenError", "TrainingError",
-    "__version__", "audit", "export", "gain", "gate", "generate", "open", "run", "train",
+    "CheckpointError", "ConfigError", "DataError", "Images", "Replay", "Run", "StorageError", "SynthgenError", "TrainingError",
+    "__version__", "audit", "compare", "drop", "export", "gain", "gate", "generate", "open", "replay", "report", "run", "train",
+    "verify",
 ]  # fmt: skip
+
+
+_ALSO_PACKAGES = ("gate", "gain", "report")
 
 
 class _Job(ModuleType):
@@ -41,10 +62,10 @@ class _Job(ModuleType):
 
 
 class _Synthgen(ModuleType):
-    """This package: `gate` and `gain` become callable when they are first imported, by whomever."""
+    """This package: those become callable when they are first imported, by whomever."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("gate", "gain") and isinstance(value, ModuleType):
+        if name in _ALSO_PACKAGES and isinstance(value, ModuleType):
             value.__class__ = _Job
         super().__setattr__(name, value)
 
@@ -55,7 +76,7 @@ if not TYPE_CHECKING:  # else a misspelt name would be no error
 
     def __getattr__(name: str) -> Any:
         """The public names, imported when they are first used (PEP 562)."""
-        if name in ("gate", "gain"):
+        if name in _ALSO_PACKAGES:
             return import_module(f"synthgen.{name}")
         if name in __all__:
             with warnings.catch_warnings():  # tqdm, which libraries import, asks in a notebook for widgets that we don't need

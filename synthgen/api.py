@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from os import PathLike
@@ -40,6 +40,7 @@ from synthgen.config.load import load
 from synthgen.config.schema import RunConfig
 from synthgen.data.audit import AuditReport
 from synthgen.errors import ConfigError, DataError
+from synthgen.jobs.replays import Replay
 from synthgen.jobs.runs import VERDICT_SCHEMA
 from synthgen.results import Images, Run
 from synthgen.screen import Screen
@@ -47,7 +48,10 @@ from synthgen.shards import manifest
 from synthgen.types import GateReport, Progress, ShardManifest, Silent
 from synthgen.workers import explain_broken_pool
 
-__all__ = ["Images", "Run", "audit", "export", "gain", "gate", "generate", "open", "run", "train"]
+__all__ = [
+    "Images", "Replay", "Run", "audit", "compare", "drop", "export", "gain", "gate", "generate", "open", "replay", "report",
+    "run", "train", "verify",
+]  # fmt: skip
 
 FilePath = str | PathLike[str]
 Override = str | Mapping[str, Any]
@@ -263,6 +267,95 @@ def gain(
     return open(folder)
 
 
+# Of what is there
+
+
+def report(folder: FilePath | Run, *, progress: bool | Progress = True) -> Path:
+    """Writes the page of a run again, FOLDER/report/index.html with report.json beside it: the page.
+
+    Args:
+        folder: of `run` or `gain`, or the run itself.
+    """
+    path = _folder_of(folder)
+    return watch(settings_for(None, path, []), lambda order: jobs.make_report(order, path), progress=progress)
+
+
+def compare(runs: Iterable[FilePath | Run], out: FilePath | None = None) -> dict[str, Any]:
+    """Runs side by side: `columns` and `rows` of texts for a table, `settings` that differ, `notes`, `runs` with the figures.
+
+    Args:
+        runs: finished runs or their folders, two or more.
+        out: folder for the same as a page, OUT/index.html with compare.json.
+    """
+    return jobs.compare([_folder_of(each) for each in runs], Path(out) if out else None)
+
+
+def verify(place: FilePath) -> dict[str, Any]:
+    """Whether every byte is as it was written: `problems` names every missing, changed or extra file, [] if there is none.
+
+    Args:
+        place: an export, a run folder, or a place elsewhere, as s3://bucket/folder.
+
+    Returns:
+        `what` ("export" or "run"), `files` checked, `samples` (None for a run), `problems`.
+    """
+    return jobs.verify(str(place))
+
+
+def replay(
+    key: str,
+    export: FilePath,
+    *overrides: Override,
+    checkpoint: FilePath | None = None,
+    image: FilePath | None = None,
+    **settings: Any,
+) -> Replay:
+    """A sample of an export, made again from its checkpoint: `.differing` is the number of bytes that aren't the same.
+
+    Args:
+        key: of the sample, as the export names it.
+        export: folder of `export`, or of a run's shards.
+        checkpoint: generator.safetensors; looked for in the run folder around `export` if not given.
+        image: write the sample there, as PNG.
+        overrides, settings: `device="cuda"`; nothing else counts.
+    """
+    found, picture = (Path(path) if path else None for path in (checkpoint, image))
+    return watch(
+        settings_for(None, None, written(overrides, settings)),
+        lambda order: jobs.replay(order, key, Path(export), found, picture),
+        progress=False,
+    )
+
+
+def drop(
+    export: FilePath,
+    keys: Iterable[str] = (),
+    *overrides: Override,
+    near: Iterable[str] = (),
+    out: FilePath | None = None,
+    restart: bool = False,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> ShardManifest:
+    """Writes an export anew without some samples: its manifest. Folder: EXPORT-without if `out` isn't given.
+
+    Args:
+        export: folder of `export`, or of a run's shards; it stays as it is.
+        keys: of samples to leave out.
+        near: keys of real images: the samples that are nearest to one of them go too.
+    """
+    source = Path(export)
+    folder = Path(out) if out else source.with_name(f"{source.name}-without")
+    gone, real = ([each] if isinstance(each, str) else list(each) for each in (keys, near))
+    return watch(
+        settings_for(None, None, written(overrides, settings)),
+        lambda order: jobs.drop(order, source, gone, real, folder),
+        restart,
+        progress,
+        folder,
+    )
+
+
 # Settings
 
 
@@ -348,6 +441,10 @@ def run_above(checkpoint: Path) -> Path:
 def gate_folder(path: Path) -> Path:
     """OUT/gate where OUT is given."""
     return path / "gate" if (path / "gate" / "gate.json").is_file() else path
+
+
+def _folder_of(run: FilePath | Run) -> Path:
+    return run.folder if isinstance(run, Run) else Path(run)
 
 
 def _folder(out: FilePath | None, name: str) -> Path:

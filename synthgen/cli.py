@@ -346,7 +346,9 @@ def drop(
     near: Annotated[
         list[str] | None, typer.Option("--near", help="key of a real image: leave out the samples that are nearest to it")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="export.shard_size=1000")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="export.shard_size, export.shard_mb, export.to")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="new export; default: EXPORT-without")] = None,
     restart: Restart = False,
     quiet: Quiet = False,
@@ -356,7 +358,7 @@ def drop(
     """Writes an export anew without some samples: a request to withdraw them, or what hangs on a real image."""
     from synthgen import jobs
     from synthgen.config.load import load
-    from synthgen.errors import DataError
+    from synthgen.errors import ConfigError, DataError
 
     wanted = list(keys or [])
     if listed is not None:
@@ -364,6 +366,11 @@ def drop(
             wanted += listed.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{listed}: not readable as text ({error}); give a file with a key a line") from None
+    for given in overrides or []:
+        if given.split("=")[0] not in ("export.shard_size", "export.shard_mb", "export.to"):
+            raise ConfigError(
+                f"--set {given}: drop takes export.shard_size, export.shard_mb and export.to; the rest stays as it was"
+            )
     config = load("folder", ["data.path=unknown", *(overrides or [])])
     folder = out or export.with_name(f"{export.name}-without")
     made = _watch(config, restart, quiet, lambda order: jobs.drop(order, export, wanted, near or [], folder), folder)

@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from synthgen.errors import ConfigError, DataError, StorageError
+from synthgen.errors import DataError, StorageError
 
 try:
     import fcntl
@@ -138,76 +138,6 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# Elsewhere
-
-
-def push(folder: Path, url: str, names: Sequence[str], restart: bool = False) -> None:
-    """Copies files below `folder` to a place that fsspec knows (s3://, gs://, file://, memory://), in their order.
-
-    The last one is the manifest: where it stands, the copy is whole. What stands there with another manifest is somebody
-    else's and left alone, unless `restart` is given; with the same one there is nothing to do.
-
-    Raises:
-        ConfigError: no such protocol, or its library isn't installed.
-        StorageError: the place can't be written, holds another export, or keeps other bytes than were sent.
-    """
-    place, root = _remote(url)
-    manifest = (folder / names[-1]).read_bytes()
-    try:
-        there = f"{root}/{names[-1]}"
-        if place.exists(there):
-            if place.cat_file(there) == manifest:
-                return
-            if not restart:
-                raise StorageError(f"{url}: holds another export; give export.to another folder, or --restart to replace it")
-            place.rm_file(there)  # from here on it is unfinished
-        for name in names:
-            place.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
-            place.put_file(str(folder / name), f"{root}/{name}")
-            size = (folder / name).stat().st_size
-            if place.info(f"{root}/{name}")["size"] != size:
-                raise StorageError(f"{url}: {name!r} has {place.info(f'{root}/{name}')['size']} bytes there, {size} were sent")
-    except StorageError:
-        raise
-    except Exception as error:  # each of fsspec's file systems raises its own
-        raise StorageError(
-            f"{url}: can't be written ({type(error).__name__}: {error}); the export itself is in {folder}"
-        ) from error
-
-
-@contextmanager
-def fetched(url: str) -> Iterator[Callable[[str], BinaryIO]]:
-    """Opens files below a place that fsspec knows, by name, for reading.
-
-    Raises:
-        ConfigError: no such protocol, or its library isn't installed.
-    """
-    place, root = _remote(url)
-    yield lambda name: place.open(f"{root}/{name}", "rb")
-
-
-def listing(url: str) -> dict[str, int]:
-    """Name -> bytes of every file below a place that fsspec knows; {} where nothing stands."""
-    place, root = _remote(url)
-    try:
-        found = place.find(root, detail=True)
-    except FileNotFoundError:
-        return {}
-    except Exception as error:
-        raise StorageError(f"{url}: can't be read ({type(error).__name__}: {error})") from error
-    return {path[len(root) :].lstrip("/"): int(about["size"]) for path, about in found.items()}
-
-
-def _remote(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        place, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"{url}: {error}; s3:// needs `pip install s3fs`, gs:// `pip install gcsfs`") from None
-    return place, root.rstrip("/")
 
 
 # Hashes
@@ -444,6 +374,11 @@ def _changes(old: Any, new: Any, where: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file of this name is ours and part of no result: a lock, or what a kill left of an atomic file."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
 
 
 # The lock

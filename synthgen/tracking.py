@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from synthgen import logs, storage
+from synthgen import elsewhere, logs, storage
 
 Mode = Literal["off", "offline", "online", "tensorboard", "csv"]
 
@@ -386,17 +386,16 @@ def _bytes_to_send(folder: Path) -> int:
 
 
 def _without_paths(value: Any) -> Any:
-    """The last part of every absolute path: a dashboard needn't know where things lie on this machine."""
+    """The last part of every path of this machine, and no login: a dashboard needn't know where things lie."""
     if isinstance(value, Mapping):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_paths(item) for item in value]
     if isinstance(value, (str, Path)):
         text = str(value)
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(text).is_absolute():
-                return kind(text).name
-        return text
+        if text.startswith(("~", "file:")) or PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute():
+            return PureWindowsPath(text).name  # parted at / and \\ alike
+        return elsewhere.without_login(text)
     return value
 
 

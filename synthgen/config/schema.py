@@ -286,7 +286,7 @@ class ExportConfig(Section):
     """What leaves the factory."""
 
     formats: tuple[Literal["webdataset", "parquet", "folder", "npz", "mds"], ...] = Field(
-        ("webdataset", "parquet"), min_length=1, description="formats to write; mds needs the extra `mds`"
+        ("webdataset", "parquet"), min_length=1, description="formats to write; mds is what mosaicml-streaming reads"
     )
     encoding: Literal["balanced", "fast", "small"] = Field(
         "balanced", description="lossless all: PNG by ISA-L; PNG that isn't compressed; WebP"

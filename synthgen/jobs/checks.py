@@ -7,14 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from synthgen import storage
+from synthgen import elsewhere, storage
 from synthgen.errors import DataError, StorageError
+from synthgen.jobs.reports import RUN
 from synthgen.shards import manifest
-from synthgen.types import ShardManifest
 
 
 def verify(place: str) -> dict[str, Any]:
-    """Checks every byte of an export or of all stages of a run folder against the sha256 that was written down.
+    """Checks every byte of an export or of a run folder against the sha256 that was written down.
+
+    Of a run: all stages, verdict, settings and report. Its caches (`features-cache/`, `gain-networks/`) check themselves.
 
     Args:
         place: a folder, or a place that fsspec knows (s3://bucket/folder).
@@ -42,7 +44,9 @@ def verify(place: str) -> dict[str, Any]:
         raise DataError(
             f"{folder}: no {manifest.NAME} and no {storage.STAGE_MANIFEST} below it: neither an export nor a run folder"
         )
-    problems, count = [], 0
+    problems, count = _told_problems(folder), 0
+    if (folder / RUN).is_file():
+        count += len(storage.read_json(folder / RUN).get("files", {}))
     for stage in stages:
         count += len(storage.read_manifest(stage)["files"])
         problems += _stage_problems(folder, stage)
@@ -54,6 +58,28 @@ def verify(place: str) -> dict[str, Any]:
     return {"what": "run", "files": count, "samples": None, "problems": problems}
 
 
+def _told_problems(folder: Path) -> list[str]:
+    """What a run tells outside of its stages: verdict, settings, report."""
+    if not (folder / RUN).is_file():
+        return [f"unfinished: no {RUN}"] if (folder / "verdict.json").is_file() else []
+    found = storage.read_json(folder / RUN)
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        return [f"changed {RUN!r}"]
+    return _differing(folder, found["files"], Path())
+
+
+def _differing(folder: Path, listed: dict[str, Any], where: Path) -> list[str]:
+    """Every file that is missing or changed."""
+    lines = []
+    for name, entry in listed.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            lines.append(f"missing {(where / name).as_posix()!r}")
+        elif path.stat().st_size != entry["bytes"] or storage.sha256_file(path) != entry["sha256"]:
+            lines.append(f"changed {(where / name).as_posix()!r}")
+    return lines
+
+
 def _stage_problems(root: Path, stage: Path) -> list[str]:
     """Every file of a stage that is missing, changed, or not of the stage."""
     if not (stage / storage.STAGE_MANIFEST).is_file():
@@ -63,31 +89,26 @@ def _stage_problems(root: Path, stage: Path) -> list[str]:
     except (DataError, StorageError) as error:
         return [str(error)]
     where = stage.relative_to(root)
-    lines = []
-    for name, entry in listed.items():
-        path = stage / name
-        if path.is_symlink() or not path.is_file():
-            lines.append(f"missing {(where / name).as_posix()!r}")
-        elif path.stat().st_size != entry["bytes"] or storage.sha256_file(path) != entry["sha256"]:
-            lines.append(f"changed {(where / name).as_posix()!r}")
+    ours = {storage.STAGE_MANIFEST, storage.TIMING}
+    lines = _differing(stage, listed, where)
     for path in sorted(stage.rglob("*")):
         name = path.relative_to(stage).as_posix()
-        ours = {storage.STAGE_MANIFEST, storage.TIMING, storage.LOCK}
-        if path.is_file() and name not in listed and path.name not in ours and not path.name.startswith("."):
+        if path.is_file() and name not in listed and name not in ours and not storage.is_passing(path.name):
             lines.append(f"extra {(where / name).as_posix()!r}")
     return lines
 
 
 def _verify_elsewhere(url: str) -> dict[str, Any]:
-    sizes = storage.listing(url)
+    sizes = elsewhere.listing(url)
     if manifest.NAME not in sizes:
         raise DataError(f"{url}: no {manifest.NAME} there, so the export is unfinished or not synthgen's")
-    with storage.fetched(url) as open_file:
+    with elsewhere.fetched(url) as open_file:
         with open_file(manifest.NAME) as file:
             try:
-                whole = ShardManifest.from_json(json.loads(file.read()), f"{url}/{manifest.NAME}")
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(f"{url}/{manifest.NAME}: damaged ({type(error).__name__}: {error}); export again") from None
+                found = json.loads(file.read())
+            except ValueError as error:
+                raise DataError(f"{url}/{manifest.NAME}: not readable as JSON ({error}); export again") from None
+            whole = manifest.parse(found, f"{url}/{manifest.NAME}")
         lines = []
         for entry in manifest.everything(whole):
             if entry.path not in sizes:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from synthgen import storage
+from synthgen import elsewhere, storage
 from synthgen.errors import DataError
 from synthgen.gate.signals import COPY_REASONS, FAMILIES
 from synthgen.jobs.candidates import candidates_digest, load_candidates
@@ -27,7 +27,6 @@ from synthgen.shards.write import Limits, file_of, write
 from synthgen.types import (
     Batch,
     DatasetSpec,
-    ExportFile,
     GainReport,
     GateReport,
     Provenance,
@@ -37,6 +36,8 @@ from synthgen.types import (
 )
 
 NEVER_CHANGE_A_BYTE = {"threads", "to"}
+PLAN = ("generator", "plan", "sampling", "precision")
+"""What candidates.json says of sampling."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
     evidence = _evidence(report, decided)
     settings = config.model_dump(mode="json", exclude=NEVER_CHANGE_A_BYTE)
     settings |= {"seed": order.config.seed, "evidence": storage.sha256_json(evidence)}
-    anew = order.restart or _only_told_anew(out, settings, inputs)
+    told = _told_before(out, settings, inputs)
+    anew = order.restart or bool(told)
     with replace(order, restart=anew).stage(out, "export", settings, inputs) as work:
         if not work.done:
             whole = _load(candidates, split.spec, order)
@@ -124,29 +126,30 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
             conclude(out, made)
     found = manifest.read(out)
     if config.to:
-        storage.push(out, config.to, manifest.paths(found), anew)
+        elsewhere.push(out, config.to, manifest.paths(found), manifest.listed, order.restart, told)
     line = f"{found.num_samples} samples in {len(found.shards)} shards, {storage.seconds(out):.1f} s"
-    order.progress.finish("export", line + (f"; also at {config.to}" if config.to else ""))
+    order.progress.finish("export", line + (f"; also at {elsewhere.without_login(config.to)}" if config.to else ""))
 
 
 def conclude(out: Path, made: ShardManifest) -> ShardManifest:
     """Writes what tells of the samples, and the manifest last; returns it."""
-    files: list[ExportFile] = list(made.files)
-    for name, text in (("README.md", card.text(made)), ("croissant.json", croissant.text(made))):
-        storage.write_text(out / name, text)
-        files.append(file_of(out, name))
-    whole = replace(made, files=tuple(files))
+    whole = made
+    for name, text in (("README.md", card.text), ("croissant.json", croissant.text)):
+        storage.write_text(out / name, text(whole))
+        whole = replace(whole, files=(*whole.files, file_of(out, name)))
     manifest.write(out, whole)
     return whole
 
 
-def _only_told_anew(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> bool:
-    """Whether a finished export in `out` differs from this one only in what its card says of the gain."""
-    if not (out / storage.STAGE_MANIFEST).is_file():
-        return False
+def _told_before(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> str:
+    """sha256 of the manifest of a finished export in `out` that differs from this one in what its card says of the gain,
+    and in nothing else; "" if there is none such."""
+    if not ((out / storage.STAGE_MANIFEST).is_file() and (out / manifest.NAME).is_file()):
+        return ""
     found = storage.read_manifest(out)
-    same = (found["inputs"], found["code"]) == (inputs, storage.code_version())
-    return same and {**found["config"], "evidence": ""} == {**settings, "evidence": ""}
+    same = (found["inputs"], found["code"]) == (inputs, storage.code_version()) and found["config"].keys() == settings.keys()
+    differing = {name for name in settings if found["config"].get(name) != settings[name]}
+    return storage.sha256_file(out / manifest.NAME) if same and differing == {"evidence"} else ""
 
 
 def _load(candidates: Path, spec: DatasetSpec, order: Order) -> _Set:
@@ -172,16 +175,20 @@ def _samples(
         keys = tuple(whole.keys[i] for i in part.tolist())
         infos = []
         for i, key, found in zip(part.tolist(), keys, beside.take(part).to_pylist(), strict=True):
-            known = whole.infos[i] if whole.infos else replace(whole.common, index=int(key.rsplit("-", 1)[1]))
+            known = whole.infos[i] if whole.infos else whole.common
             infos.append(
-                replace(
-                    known,
-                    scores={name: found[name] for name in signals},
-                    licence=licence or known.licence,
-                    soft_label=tuple(found.get("soft_label") or ()),
-                    nearest=found["nearest"],
-                    nearest_distance=found["nearest_distance"],
-                    reasons=report.dropped.get(key, ()),
+                SampleInfo(
+                    known.generator,
+                    known.checkpoint,
+                    known.seed,
+                    known.index if whole.infos else int(key.rsplit("-", 1)[1]),
+                    {name: found[name] for name in signals},
+                    known.sampler,
+                    licence or known.licence,
+                    tuple(found.get("soft_label") or ()),
+                    found["nearest"],
+                    found["nearest_distance"],
+                    report.dropped.get(key, ()),
                 )
             )
         yield Batch(np.asarray(whole.images[part]), whole.labels[part], keys), infos
@@ -242,7 +249,10 @@ def _plan(whole: _Set) -> dict[str, Any]:
     """What sampling needs beside the checkpoint, to make any of the samples again."""
     if not whole.about:
         return {}
-    return {name: whole.about[name] for name in ("generator", "plan", "sampling", "precision")}
+    missing = [name for name in PLAN if name not in whole.about]
+    if missing:
+        raise DataError(f"candidates.json: made by an older synthgen (no {missing[0]!r} in it); draw the candidates again")
+    return {name: whole.about[name] for name in PLAN}
 
 
 def _provenance(whole: _Set, inputs: dict[str, str]) -> Provenance:

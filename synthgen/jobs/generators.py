@@ -173,7 +173,7 @@ def generate(order: Order, split: Split, trained: Path, out: Path) -> None:
             plan = {"labels": config.labels, "counts": dict(zip(split.spec.class_names, counts, strict=True))}
             about = {"generator": name, "provenance": provenance.__dict__, "plan": plan}
             how = generator.config.model_dump(mode="json", include=set(sampling_settings))
-            work.write_json("candidates.json", {**about, "sampling": how, "precision": order.config.precision})
+            work.write_json("candidates.json", {**about, "sampling": how, "precision": config.precision})
     order.progress.finish(f"generate {name}", f"{num_candidates(order, split)} candidates, {storage.seconds(out):.1f} s")
 
 

@@ -13,15 +13,23 @@ from synthgen.report import make
 from synthgen.report.compare import compared, page
 
 PAGE, DATA, COMPARED = "index.html", "report.json", "compare.json"
+RUN = "run.json"
+"""sha256 of what a run tells outside of its stages; where it stands, the run is whole."""
+TOLD = ("verdict.json", "config.yaml", f"report/{PAGE}", f"report/{DATA}")
 
 
 def make_report(order: Order, out: Path) -> Path:
-    """Run folder -> report/index.html and report/report.json, from what stands on disk."""
+    """Run folder -> report/index.html and report/report.json, from what stands on disk; run.json last, with their sha256."""
     order.progress.start("report", 1)
     path = out / "report" / PAGE
     report = make(out)
     storage.write_json(path.with_name(DATA), report.data)
     storage.write_text(path, report.html)
+    told = [out / name for name in TOLD if (out / name).is_file()]
+    files = {
+        file.relative_to(out).as_posix(): {"bytes": file.stat().st_size, "sha256": storage.sha256_file(file)} for file in told
+    }
+    storage.write_json(out / RUN, {"schema": "synthgen.run/1", "files": files})
     order.progress.finish("report", str(path))
     return path
 

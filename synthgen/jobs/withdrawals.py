@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from synthgen import storage
+from synthgen import elsewhere, storage
 from synthgen.errors import ConfigError, DataError
 from synthgen.jobs.exports import conclude
 from synthgen.jobs.order import Order
@@ -20,7 +20,8 @@ def drop(order: Order, export: Path, keys: Iterable[str], near: Iterable[str], o
     """Writes an export anew without the samples named; the image files of the others are copied byte for byte.
 
     Args:
-        order: `export.shard_size` and `export.shard_mb` are read; formats are those of the export.
+        order: `export.shard_size`, `export.shard_mb` and `export.to` are read; formats and encoding are those of the export.
+            At `export.to` this export itself is replaced, and what went is removed there.
         export: folder with MANIFEST.json, which stays as it is.
         keys: of samples.
         near: keys of real images: every sample whose nearest real image is one of these goes too.
@@ -34,8 +35,8 @@ def drop(order: Order, export: Path, keys: Iterable[str], near: Iterable[str], o
     if not wanted and not real:
         raise ConfigError("nothing to drop: name keys of samples, --keys FILE, or --near KEY of a real image")
     whole = manifest.verify(export)
-    if out.resolve() == export.resolve():
-        raise ConfigError(f"{out}: is the export itself, which stays as it is; give --out another folder")
+    if out.resolve().is_relative_to(export.resolve()):
+        raise ConfigError(f"{out}: lies in the export, which stays as it is; give --out another folder")
     gone = _going(export, whole, wanted, real)
     config = order.config.export
     settings = {"keys": sorted(wanted), "near": sorted(real), "shard_size": config.shard_size, "shard_mb": config.shard_mb}
@@ -58,19 +59,23 @@ def drop(order: Order, export: Path, keys: Iterable[str], near: Iterable[str], o
                 ),
             )
     made = manifest.read(out)
+    if config.to:
+        mine = storage.sha256_file(export / manifest.NAME)
+        elsewhere.push(out, config.to, manifest.paths(made), manifest.listed, order.restart, mine)
     order.progress.finish("drop", f"{len(gone)} of {whole.num_samples} samples left out, {made.num_samples} written to {out}")
     return made
 
 
 def _going(export: Path, whole: ShardManifest, wanted: set[str], real: set[str]) -> list[str]:
     """Keys of the samples to leave out, in the order of the export."""
-    gone, found = [], set()
+    gone, found, near = [], set(), set()
     for member in read.members(export, whole):
         nearest = info_from(member.about, f"{export}: sample {member.key!r}").nearest
         if member.key in wanted or nearest in real:
             gone.append(member.key)
-            found.update({member.key, nearest})
-    for what, names in (("sample", wanted - found), ("sample whose nearest real image is", real - found)):
+            found.add(member.key)
+            near.add(nearest)
+    for what, names in (("sample", wanted - found), ("sample whose nearest real image is", real - near)):
         if names:
             shown = ", ".join(repr(name) for name in sorted(names)[:5])
             raise DataError(f"{export}: holds no {what} {shown}{' ...' if len(names) > 5 else ''}; nothing was dropped")

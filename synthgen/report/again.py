@@ -10,6 +10,9 @@ from synthgen.report.evidence import Evidence
 from synthgen.report.lineage import DIGEST_CHARS, MadeStage
 from synthgen.types import Provenance
 
+FILES_NAMED = 12
+"""Of the files beside the shards; where there are more, the page counts them."""
+
 
 def commands(evidence: Evidence) -> list[tuple[str, str]]:
     """(what it does, command), to be run from the folder that holds the run; none without a configuration."""
@@ -75,11 +78,15 @@ def exported(evidence: Evidence) -> list[tuple[str, str]]:
     manifest = evidence.manifest
     if manifest is None:
         return []
+    beside = ", ".join(file.path for file in manifest.files)
     rows = [
         ("samples", f"{manifest.num_samples:,}"),
         ("formats", ", ".join(dict.fromkeys(shard.format for shard in manifest.shards))),
         ("licence", manifest.licence or "not told (export.licence)"),
-        ("files beside the shards", ", ".join(file.path for file in manifest.files)),
+        (
+            "files beside the shards",
+            beside if len(manifest.files) <= FILES_NAMED else f"{len(manifest.files):,}, in MANIFEST.json",
+        ),
         ("samples withdrawn", f"{len(manifest.dropped):,}" if manifest.dropped else ""),
     ]
     return [row for row in rows if row[1]]

@@ -91,7 +91,7 @@ def forest(rows: Sequence[Estimate], axis: str) -> Figure:
     crowded = len(rows) > 12
     _name_rows(figure, names, crowded)
     figure.update_xaxes(title=axis, gridcolor="var(--line)", zeroline=False, tickformat="+~g", tickangle=0, nticks=9)
-    return finish(figure, height=70 + (36 if crowded else 46) * len(rows))
+    return finish(figure, height=70 + (42 if crowded else 48) * len(rows))
 
 
 def labels(names: Iterable[str]) -> list[str]:
@@ -104,14 +104,14 @@ def labels(names: Iterable[str]) -> list[str]:
 
 
 def _name_rows(figure: Any, names: Sequence[str], crowded: bool) -> None:
-    """Each name above its line, not left of it, where a phone has no room; the first row on top."""
+    """Each name above its line, not left of it, where a phone has no room, and clear of its mark; the first row on top."""
     for name in names:
         figure.add_annotation(
             x=0,
             xref="paper",
             xanchor="left",
             y=name,
-            yshift=5 if crowded else 7,
+            yshift=9,
             yanchor="bottom",
             text=name,
             font={"size": 12 if crowded else 13},
@@ -132,20 +132,21 @@ def learning(sizes: Sequence[Size], fitted: Sequence[tuple[float, float]], best:
     known lies at the edge.
 
     Args:
-        sizes: ascending; at least one.
+        sizes: ascending; at least one. An interval that goes beyond 0 or 100% is drawn up to there.
         fitted: points of the curve, beyond the sizes too where that was asked for.
         best, others: arms with synthetic images.
     """
     import plotly.graph_objects as go
 
     figure = go.Figure()
+    sizes = [size._replace(low=max(size.low, 0.0), high=min(size.high, 100.0)) for size in sizes]
     known = [n for n in (best.equivalent, best.low, best.high) if n is not None and n > 0] if best else []
     left, right = min([sizes[0].num_real, *known]), max([sizes[-1].num_real, *known])
     left, right = left / (right / left) ** 0.06 / 1.1, right * (right / left) ** 0.06 * 1.1
     reached = [worth.accuracy for worth in (best, *others) if worth is not None]
     shown = [*reached, *(size.low for size in sizes), *(size.high for size in sizes)]
     room = max(max(shown) - min(shown), 1.0)
-    bottom, top = min(shown) - 0.14 * room, max(shown) + 0.05 * room
+    bottom, top = max(min(shown) - 0.14 * room, 0.0), min(max(shown) + 0.05 * room, 100.0)
     for worth in others:
         figure.add_scatter(
             x=[left, right],
@@ -180,6 +181,7 @@ def learning(sizes: Sequence[Size], fitted: Sequence[tuple[float, float]], best:
             },
             mode="markers",
             marker={"color": "var(--ink)", "size": 9, "symbol": MARKS.get(source, "x"), "line": {"width": 2}},
+            cliponaxis=False,  # a point at 100% is drawn whole
             hovertemplate=f"%{{x}} real images ({escape(shorten(source))}): %{{y:.2f}}%<extra></extra>",
         )
     if best is not None:

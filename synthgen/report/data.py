@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthgen.report.samples import Tile
+from synthgen.types import ShardManifest
 
 SCHEMA = "synthgen.report/1"
 IN_THE_GATE = ("kept", "dropped")
@@ -48,8 +49,8 @@ def as_data(view: Mapping[str, Any]) -> dict[str, Any]:
                 "class_counts": manifest.class_counts,
                 "licence": manifest.licence,
                 "num_withdrawn": len(manifest.dropped),
-                "files": [dataclasses.asdict(file) for file in manifest.files],
-                "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
+                "formats": _formats(manifest),
+                "beside": {"files": len(manifest.files), "bytes": sum(file.num_bytes for file in manifest.files)},
                 "provenance": dataclasses.asdict(manifest.provenance),
             },
         },
@@ -57,6 +58,17 @@ def as_data(view: Mapping[str, Any]) -> dict[str, Any]:
         "config": evidence.config,
         "missing": view["missing"],
     }  # fmt: skip
+
+
+def _formats(manifest: ShardManifest) -> dict[str, dict[str, int]]:
+    """Files, samples and bytes of each format; the files one by one stand in MANIFEST.json."""
+    found: dict[str, dict[str, int]] = {}
+    for shard in manifest.shards:
+        total = found.setdefault(shard.format, {"files": 0, "samples": 0, "bytes": 0})
+        total["files"] += 1
+        total["samples"] += shard.num_samples
+        total["bytes"] += shard.num_bytes
+    return found
 
 
 def _gain(view: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -134,9 +134,9 @@ def key_facts(evidence: Evidence, names: Mapping[str, str]) -> list[tuple[str, s
         share = f"{num(kept)} of {num(candidates)} samples passed the gate" if candidates else "not judged by the gate"
         facts.append(("best generator", str(best), f"{share}; the set: {gate.get('verdict', 'not judged')}"))
     if evidence.manifest:
-        shards = evidence.manifest.shards
-        files = f"{num(len(shards))} file{'s' if len(shards) != 1 else ''}, every one listed with its sha256"
-        facts.append(("exported", f"{num(evidence.manifest.num_samples)} samples", files))
+        formats = list(dict.fromkeys(shard.format for shard in evidence.manifest.shards))
+        said = f"all of them in each of {len(formats)} formats: {', '.join(formats)}" if len(formats) > 1 else f"as {formats[0]}"
+        facts.append(("exported", f"{num(evidence.manifest.num_samples)} samples", said if formats else "no files"))
     if evidence.seconds:
         facts.append(("cost", duration(sum(evidence.seconds.values())), "all stages added up; some ran side by side"))
     return facts

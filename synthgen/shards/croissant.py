@@ -90,6 +90,17 @@ def describe(whole: ShardManifest) -> dict[str, Any]:
             "sha256": shard.sha256,
         }
         for shard in whole.shards
+    ] + [
+        {
+            "@type": "cr:FileObject",
+            "@id": file.path,
+            "name": file.path,
+            "contentUrl": file.path,
+            "contentSize": f"{file.num_bytes} B",
+            "encodingFormat": "text/markdown" if file.path.endswith(".md") else "application/json",
+            "sha256": file.sha256,
+        }
+        for file in whole.files
     ]
     found: dict[str, Any] = {
         "@context": CONTEXT,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,8 +98,31 @@ def about(sample: Encoded, spec: DatasetSpec) -> dict[str, Any]:
 
 
 def about_json(sample: Encoded, spec: DatasetSpec) -> bytes:
-    """`about` as JSON in UTF-8; NaN becomes null."""
-    return orjson.dumps(about(sample, spec))
+    """`about` as JSON in UTF-8; NaN becomes null. What is the same for many samples is put into words once."""
+    key, label, _, _, _, info = sample
+    before, after = _words_of(
+        label, spec.class_names[label], info.generator, info.checkpoint, info.seed, info.sampler, info.licence
+    )
+    rest = {
+        "nearest": info.nearest or None,
+        "nearest_distance": info.nearest_distance,
+        "reasons": info.reasons,
+        "scores": info.scores,
+        "soft_label": info.soft_label or None,
+    }
+    text = orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)
+    return b'{"key":%b%b%d%b%b' % (orjson.dumps(key), before, info.index, after, text[1:])
+
+
+@lru_cache(4096)
+def _words_of(
+    label: int, class_name: str, generator: str, checkpoint: str, seed: int, sampler: str, licence: str
+) -> tuple[bytes, bytes]:
+    """What stands between the key and the index, and between the index and what is each sample's own."""
+    head = {"label": label, "class_name": class_name, "synthetic": True, "generator": generator, "checkpoint": checkpoint}
+    before = orjson.dumps(head | {"seed": seed})
+    after = orjson.dumps({"sampler": sampler, "licence": licence})
+    return b",%b,%b" % (before[1:-1], b'"index":'), b",%b," % after[1:-1]
 
 
 def about_from(text: bytes, where: str) -> dict[str, Any]:
@@ -137,6 +162,9 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
+_IS_PLAIN, _IS_NO_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,199}").fullmatch, re.compile(r"[-_]|.*[./\\]", re.DOTALL).match
+
+
 def _checked(samples: Samples, spec: DatasetSpec) -> Iterator[tuple[Batch, Sequence[SampleInfo]]]:
     seen: set[int] = set()
     for batch, infos in samples:
@@ -144,17 +172,20 @@ def _checked(samples: Samples, spec: DatasetSpec) -> Iterator[tuple[Batch, Seque
             raise DataError(f"a batch of {len(batch)} samples comes with {len(infos)} infos")
         if len(batch) and batch.images.shape[1:] != spec.image_shape:
             raise DataError(f"samples of shape {batch.images.shape[1:]}, the data set {spec.name!r} has {spec.image_shape}")
-        for label, key in zip(batch.labels.tolist(), batch.keys, strict=True):
-            if not 0 <= label < spec.num_classes:
-                raise DataError(f"sample {key!r}: label {label}, the data set {spec.name!r} has {spec.num_classes} classes")
-            if not key or set(key) & set("./\\") or key[0] in "-_" or not key.isprintable() or len(key) > 200:
+        outside = (batch.labels < 0) | (batch.labels >= spec.num_classes)
+        if outside.any():
+            label, key = batch.labels[outside][0], batch.keys[int(outside.argmax())]
+            raise DataError(f"sample {key!r}: label {label}, the data set {spec.name!r} has {spec.num_classes} classes")
+        for key in batch.keys:
+            if not _IS_PLAIN(key) and (not key or _IS_NO_NAME(key) or not key.isprintable() or len(key) > 200):
                 raise DataError(
                     f"sample {key!r}: the key can't name a file of an export ('.', '/', a leading '-' or '_'); rename the image"
                 )
-            number = hash(key)  # 8 bytes a sample; that two keys share one is next to impossible
-            if number in seen:
-                raise DataError(f"sample {key!r}: the key stands twice; rename the image")
-            seen.add(number)
+        numbers = set(map(hash, batch.keys))  # 8 bytes a sample; that two keys share one is next to impossible
+        if len(numbers) < len(batch) or not seen.isdisjoint(numbers):
+            twice = next(key for i, key in enumerate(batch.keys) if hash(key) in seen or key in batch.keys[:i])
+            raise DataError(f"sample {twice!r}: the key stands twice; rename the image")
+        seen |= numbers
         yield batch, infos
 
 
@@ -163,6 +194,9 @@ def _rechunked(samples: Iterable[tuple[Batch, Sequence[SampleInfo]]]) -> Iterato
     waiting: list[tuple[Batch, Sequence[SampleInfo]]] = []
     count = 0
     for batch, infos in samples:
+        if not count and len(batch) == CHUNK:
+            yield batch, list(infos)
+            continue
         waiting.append((batch, infos))
         count += len(batch)
         if count < CHUNK:
@@ -180,5 +214,5 @@ def _encode(chunk: tuple[Batch, list[SampleInfo]], preset: str) -> list[Encoded]
     batch, infos = chunk
     extension = codec.PRESETS[preset][1]
     files = codec.encode(batch.images, preset)
-    rows = zip(batch.keys, batch.labels.tolist(), batch.images, files, infos, strict=True)
-    return [Encoded(key, label, image, file, extension, info) for key, label, image, file, info in rows]
+    rows = zip(batch.keys, batch.labels.tolist(), batch.images, files, [extension] * len(batch), infos, strict=True)
+    return list(map(Encoded._make, rows))

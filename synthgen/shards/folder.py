@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -18,17 +19,35 @@ from synthgen.types import DatasetSpec, Shard
 
 FOLDER = "folder"
 METADATA = "metadata.jsonl"
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+"""Names that Windows keeps for devices."""
 
 
-def class_folder(name: str) -> str:
-    """A class as the name of a folder: letters, digits and -_ stay, everything else is percent-encoded."""
-    return quote(name, safe=" -_").replace("~", "%7E").removesuffix(" ") or "%20"
+def class_folders(names: Sequence[str]) -> list[str]:
+    """Classes as names of folders that every file system keeps apart.
+
+    Letters, digits, '-', '_' and inner spaces stay, everything else is percent-encoded. Where two would be one without regard
+    to case, or a name is one that Windows reserves, the class's number is added.
+    """
+    plain = [_encoded(name) for name in names]
+    often = Counter(name.casefold() for name in plain)
+    return [
+        f"{name}-{number}" if often[name.casefold()] > 1 or name.casefold() in RESERVED else name
+        for number, name in enumerate(plain)
+    ]
+
+
+def _encoded(name: str) -> str:
+    safe = quote(name, safe=" -_").replace("~", "%7E").replace(".", "%2E")
+    inner = safe.strip(" ")
+    before, after = len(safe) - len(safe.lstrip(" ")), len(safe) - len(safe.rstrip(" ")) if inner else 0
+    return "%20" * before + inner + "%20" * after
 
 
 @contextmanager
 def shard(folder: Path, number: int, spec: DatasetSpec) -> Iterator[Callable[[Sequence[Encoded]], list[str]]]:
     """The one folder of all samples (`number` is 0); each call returns the paths that it has written to."""
-    classes = [class_folder(name) for name in spec.class_names]
+    classes = class_folders(spec.class_names)
     with ExitStack() as stack:
         put_file = stack.enter_context(storage.loose(folder / FOLDER))
         lines = stack.enter_context(storage.atomic(folder / FOLDER / METADATA))
@@ -68,11 +87,11 @@ def _members(path: Path, rows: Sequence[bytes], channels: int | None) -> Iterato
     known = [about_from(line, f"{path}") for line in rows]
     names = [str(row.get("file_name", "")) for row in known]
     for name in names:
-        if not name or name.startswith("/") or ".." in name.split("/"):
+        if not name or name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise DataError(f"{path}: the file {name!r} lies outside of the folder")
     files = [(path.parent / name).read_bytes() for name in names]
     images = codec.decode(files, lambda i: str(path.parent / names[i]), channels)
     for row, name, file, image in zip(known, names, files, images, strict=True):
-        if "key" not in row or "label" not in row:
+        if not isinstance(row.get("key"), str) or not isinstance(row.get("label"), int):
             raise DataError(f"{path}: {name!r} has no key or no label")
         yield Member(row["key"], image, row["label"], row, file, name.rpartition(".")[2])

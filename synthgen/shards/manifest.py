@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any, get_args
 
 from synthgen import storage
 from synthgen.errors import DataError
-from synthgen.types import ExportFile, Shard, ShardManifest
+from synthgen.types import ExportFile, Shard, ShardManifest, Verdict
 
 NAME = "MANIFEST.json"
 NOT_OURS = {NAME, storage.STAGE_MANIFEST, storage.TIMING}
@@ -34,21 +36,44 @@ def read(folder: Path) -> ShardManifest:
             f"{folder}: no {NAME}, so the export is unfinished or not synthgen's; run the export again "
             "(another tool's archive can be given as a .tar file)"
         )
-    data = storage.read_json(path)
+    return parse(storage.read_json(path), str(path))
+
+
+def parse(data: Any, where: str) -> ShardManifest:
+    """The manifest out of its JSON form; raises DataError where it isn't one, or says what can't be."""
     try:
-        manifest = ShardManifest.from_json(data, str(path))
+        manifest = ShardManifest.from_json(data, where)
         listed = Counter({shard.format: 0 for shard in manifest.shards})
         for shard in manifest.shards:
             listed[shard.format] += shard.num_samples
+        outside = [file.path for file in everything(manifest) if _leads_out(file.path)]
+        if manifest.plan:
+            counts = [int(num) for num in manifest.plan["plan"]["counts"].values()]
+            known = (dict(manifest.plan["sampling"]), str(manifest.plan["precision"]), int(manifest.provenance.chunk))
+            if min(counts) < 0 or len(counts) != manifest.spec.num_classes or known[2] < 1:
+                raise ValueError("a label plan or a chunk that can't be")
+        if manifest.verdict not in ("", *get_args(Verdict)):
+            raise ValueError(f"verdict {manifest.verdict!r}")
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); run the export again") from None
+        raise DataError(f"{where}: damaged ({type(error).__name__}: {error}); run the export again") from None
+    if outside:
+        raise DataError(f"{where}: the file {outside[0]!r} lies outside of the export")
     wrong = [f"{num} in {name}" for name, num in listed.items() if num != manifest.num_samples]
     if wrong:
-        raise DataError(f"{path}: {manifest.num_samples} samples, but the shards list {' and '.join(wrong)}")
-    for file in everything(manifest):
-        if Path(file.path).is_absolute() or ".." in Path(file.path).parts or "\\" in file.path:
-            raise DataError(f"{path}: the file {file.path!r} lies outside of the export")
+        raise DataError(f"{where}: {manifest.num_samples} samples, but the shards list {' and '.join(wrong)}")
     return manifest
+
+
+def listed(data: bytes) -> list[str]:
+    """The files that a manifest's bytes list, itself left out; [] for what isn't a manifest."""
+    try:
+        return [file.path for file in everything(parse(json.loads(data), NAME))]
+    except (DataError, ValueError):
+        return []
+
+
+def _leads_out(path: str) -> bool:
+    return Path(path).is_absolute() or ".." in path.split("/") or "\\" in path or "\0" in path or not path
 
 
 def paths(manifest: ShardManifest) -> list[str]:
@@ -84,10 +109,10 @@ def problems(folder: Path, manifest: ShardManifest) -> list[str]:
             lines.append(f"missing {file.path!r}")
         elif path.stat().st_size != file.num_bytes or storage.sha256_file(path) != file.sha256:
             lines.append(f"changed {file.path!r}")
-    listed = {file.path for file in everything(manifest)}
+    known = {file.path for file in everything(manifest)} | NOT_OURS
     for root, _, names in os.walk(folder):
         for name in sorted(names):
-            path = (Path(root) / name).relative_to(folder)
-            if path.as_posix() not in listed | NOT_OURS and not name.startswith("."):
-                lines.append(f"extra {path.as_posix()!r}")
+            found = (Path(root) / name).relative_to(folder).as_posix()
+            if found not in known and not storage.is_passing(name):
+                lines.append(f"extra {found!r}")
     return lines

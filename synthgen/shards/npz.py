@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -62,10 +64,14 @@ def read(path: Path, channels: int | None = None) -> Iterator[Member]:
             images, labels, keys, abouts = (arrays[name] for name in ("image", "label", "key", "about"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not readable as an .npz of synthgen ({error})") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images) == len(labels) == len(keys) == len(abouts):
-        raise DataError(f"{path}: images {images.dtype} {images.shape}, {len(labels)} labels, {len(keys)} keys: damaged")
+    flat = all(array.ndim == 1 and len(array) == len(images) for array in (labels, keys, abouts)) if images.ndim == 4 else False
+    if images.dtype != np.uint8 or not flat or images.shape[-1] not in (1, 3) or labels.dtype.kind not in "iu":
+        shapes = ", ".join(
+            f"{name} {array.dtype} {array.shape}" for name, array in (("image", images), ("label", labels), ("key", keys))
+        )
+        raise DataError(f"{path}: damaged: {shapes}")
     for image, label, key, text in zip(images, labels.tolist(), keys.tolist(), abouts.tolist(), strict=True):
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
         yield Member(key, pixels, label, about_from(text, f"{path}: {key!r}"), codec.encode(pixels[None], "balanced")[0], "png")

@@ -14,7 +14,7 @@ from synthgen.shards.encode import Member, info_from
 from synthgen.shards.write import FORMATS
 from synthgen.types import Batch, DatasetSpec, SampleInfo, ShardManifest
 
-BY_SPEED = ("webdataset", "parquet", "npz", "folder")
+BY_SPEED = ("parquet", "mds", "webdataset", "npz", "folder")
 
 
 def load(path: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo] | None]:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from synthgen import storage
 from synthgen.shards import folder as image_folder
-from synthgen.shards import npz, parquet, webdataset
+from synthgen.shards import mds, npz, parquet, webdataset
 from synthgen.shards.encode import Encoded
 from synthgen.types import DatasetSpec, ExportFile, Shard
 
@@ -20,6 +20,7 @@ FORMATS: dict[str, ModuleType] = {
     "parquet": parquet,
     "folder": image_folder,
     "npz": npz,
+    "mds": mds,
 }
 """Name -> its `shard`, `index` and `read`."""
 ONE_PIECE = ("folder",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import synthgen as sg
 from synthgen import api, cli, storage
 from synthgen.config.load import load
 from synthgen.data import sources
+from synthgen.shards import manifest
 from synthgen.types import GainReport, GateReport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +73,8 @@ def test_the_public_names_are_there_and_no_others():
 def test_gate_and_gain_are_packages_and_jobs_whoever_imports_them_first():
     code = "import synthgen as sg; import synthgen.gate.least as least; print(callable(sg.gate), sg.gate.least is least)"
     assert python(["-c", code]).split() == ["True", "True"]
+    code = "import synthgen as sg; import synthgen.report.page as page; print(callable(sg.report), sg.report.page is page)"
+    assert python(["-c", code]).split() == ["True", "True"]
     code = "import synthgen as sg; print(callable(sg.gain), sg.gain.__name__, hasattr(sg.gain, '__path__'))"
     assert python(["-c", code]).split() == ["True", "synthgen.gain", "True"]
 
@@ -89,8 +93,18 @@ for images, labels in DataLoader(run.samples(), batch_size=8):
     print(images.shape, labels)
 judged = sg.gate(real="photos", candidates="generated", gate={"budget": 100})
 print(judged.verdict, sg.audit("digits").notes, sg.export("a", "b", judged="c").num_samples)
+page: str = sg.report(run).name
+same: bool = sg.replay("key", "shards", device="cpu").differing == 0
+print(sg.drop("shards", ["key"]).num_samples, sg.compare(["a", run])["rows"], sg.verify("a")["problems"], page, same)
 """
-    wrong = ["sg.rnu('digits')", "run.verdict + 1", "run.samples(kep=True)", "sg.gate('photos')", "sg.gain('a', 'b').verdcit"]
+    wrong = [
+        "sg.rnu('digits')",
+        "run.verdict + 1",
+        "run.samples(kep=True)",
+        "sg.gate('photos')",
+        "sg.gain('a', 'b').verdcit",
+        "sg.repaly('a', 'b')",
+    ]
     client = tmp_path / "client.py"
     client.write_text(right + "\n".join(wrong) + "\n")
     command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(client)]
@@ -104,7 +118,10 @@ print(judged.verdict, sg.audit("digits").notes, sg.export("a", "b", judged="c").
 
 
 def test_the_jobs_take_what_the_command_line_takes():
-    """Every job from folder to folder is here under its name, but for the report, which `run` and `gain` write."""
+    """Every job is here under its name, and those from folder to folder have what they all have."""
+    others = set(cli.COMMANDS) & {"report", "compare", "verify", "replay", "drop"}
+    assert len(others) == 5
+    assert others <= set(sg.__all__)
     jobs = set(cli.COMMANDS) & {"run", "audit", "train", "generate", "gate", "export", "gain"}
     assert len(jobs) == 7
     assert jobs <= set(sg.__all__)
@@ -247,6 +264,60 @@ def test_the_same_call_again_changes_nothing_and_a_changed_one_is_refused(run):
     with pytest.raises(sg.StorageError, match=r"config\.split\.seed was 0, is 1"):
         sg.run("digits-smoke", QUICK, "split.seed=1", out=run.folder, progress=False)
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob(storage.STAGE_MANIFEST)} == before
+
+
+# What is done with a run that is there
+
+
+def test_every_byte_of_a_run_and_of_its_export_is_checked(run, tmp_path):
+    assert sg.verify(run.folder)["problems"] == []
+    copy = Path(shutil.copytree(run.shards, tmp_path / "shards"))
+    assert sg.verify(copy) == sg.verify(str(copy))
+    assert sg.verify(copy)["samples"] == len(run.samples())
+    (copy / "README.md").unlink()
+    assert any("README.md" in line for line in sg.verify(copy)["problems"])
+
+
+def test_a_sample_is_made_again(run, tmp_path, capsys):
+    key = run.samples().keys[0]
+    found = sg.replay(key, run.shards, image=tmp_path / "sample.png")
+    assert isinstance(found, sg.Replay)
+    assert (found.key, found.differing) == (key, 0)
+    assert np.array_equal(found.made, run.samples(uint8=True)[0][0].numpy())
+    assert found.in_words(manifest.read(run.shards)).startswith(f"{key}: the same 64 bytes")
+    assert (tmp_path / "sample.png").is_file()
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(sg.DataError, match="no sample 'other'"):
+        sg.replay("other", run.shards)
+    with pytest.raises(sg.CheckpointError, match="no such checkpoint"):
+        sg.replay(key, run.shards, checkpoint=tmp_path / "none")
+
+
+def test_samples_are_left_out(run, tmp_path):
+    keys = run.samples().keys
+    made = sg.drop(run.shards, keys[0], out=tmp_path / "less", progress=False)
+    assert made.dropped == (keys[0],)
+    assert made.num_samples == len(keys) - 1
+    copy = Path(shutil.copytree(run.shards, tmp_path / "shards"))
+    made = sg.drop(copy, keys[:2], {"export.shard_size": 5}, progress=False)
+    assert made == manifest.read(tmp_path / "shards-without")
+    assert len(made.shards) > 1
+    with pytest.raises(sg.ConfigError, match="nothing to drop"):
+        sg.drop(copy, out=tmp_path / "none", progress=False)
+
+
+def test_runs_are_compared_and_a_page_is_written_again(run, tmp_path):
+    other = Path(shutil.copytree(run.folder, tmp_path / "other"))
+    (other / "report" / "index.html").unlink()
+    page = sg.report(other, progress=False)
+    assert page == other / "report" / "index.html"
+    assert page.is_file()
+    assert sg.report(sg.open(other), progress=False) == page
+    found = sg.compare([run, other], out=tmp_path / "both")
+    assert len(found["runs"]) == 2
+    assert (tmp_path / "both" / "index.html").is_file()
+    with pytest.raises(sg.DataError):
+        sg.compare([run])
 
 
 # The jobs one by one

@@ -16,11 +16,11 @@ from synthgen import storage
 from synthgen.config.load import load
 from synthgen.jobs.order import Order
 from synthgen.jobs.reports import make_report
-from synthgen.report import evidence, gate, page
+from synthgen.report import charts, evidence, gate, page
 from synthgen.report.portable import Portable
 from synthgen.report.wording import shorten, visible
-from synthgen.shards import raw
-from synthgen.types import Batch, DatasetSpec, GateReport, Metric
+from synthgen.shards import manifest, raw
+from synthgen.types import Batch, DatasetSpec, ExportFile, GateReport, Metric, Shard
 from tests.contract.test_gain_report import gain_report, write_run
 from tests.contract.test_report import ALERT, Page, fake_run
 
@@ -197,6 +197,42 @@ def test_a_broken_limit_is_said_in_words(run):
     assert gate.metric_row(Metric("recall", 0.9, 0.95, -0.05, -0.1, 0.0, -1.0, 9, -0.2, "accept", "")).real == pytest.approx(
         (0.852, 1.0)  # a share ends at 1
     )
+
+
+# The export
+
+
+def test_the_export_is_counted_format_by_format(run):
+    whole = manifest.read(run / "shards")
+    first, n = whole.shards[0], whole.num_samples
+    pngs = tuple(Shard(f"folder/{i}.png", "folder", 1, 100, "f" * 64) for i in range(n))
+    beside = tuple(ExportFile(f"folder/{i}.json", 7, "f" * 64) for i in range(n))
+    manifest.write(run / "shards", replace(whole, shards=(first, *pngs), files=beside))
+    report = page.make(run)
+    found = report.data["provenance"]["export"]
+    assert found["formats"] == {
+        "webdataset": {"files": 1, "samples": n, "bytes": first.num_bytes},
+        "folder": {"files": n, "samples": n, "bytes": 100 * n},
+    }
+    assert found["beside"] == {"files": n, "bytes": 7 * n}
+    assert "folder/3.png" not in json.dumps(report.data)
+    assert "folder/49.json" not in report.html
+    fact = next(fact for fact in report.data["facts"] if fact["what"] == "exported")
+    assert (fact["figure"], fact["said"]) == (f"{n} samples", "all of them in each of 2 formats: webdataset, folder")
+
+
+# Figures
+
+
+def test_a_learning_curve_ends_at_100_per_cent():
+    sizes = [charts.Size(10, 97.0, 91.0, 103.0, "train"), charts.Size(20, 99.5, 98.8, 100.2, "train")]
+    figure = charts.learning(sizes, [], None, [])
+    points = next(trace for trace in figure["data"] if trace.get("error_y"))
+    assert points["error_y"]["array"] == pytest.approx([3.0, 0.5])
+    assert points["error_y"]["arrayminus"] == pytest.approx([6.0, 0.7])
+    assert figure["layout"]["yaxis"]["range"][1] == 100
+    low = charts.learning([charts.Size(10, 1.0, -3.0, 5.0, "train")], [], None, [])
+    assert low["layout"]["yaxis"]["range"][0] == 0
 
 
 # A large run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import warnings
 import zlib
@@ -145,12 +146,13 @@ def test_export_is_the_same_bytes_every_time(tmp_path):
     export(tmp_path / "b", 3, batch=1, threads=3)
     export(tmp_path / "c", 3, batch=NUM)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
-    classes = [folder.class_folder(name) for name in spec_of(3).class_names]
+    classes = folder.class_folders(spec_of(3).class_names)
     batch, _ = samples_of(3)
     assert sorted(contents(tmp_path / "a")) == sorted(
         [
             "MANIFEST.json", "README.md", "croissant.json", "webdataset/index.json", "folder/metadata.jsonl",
             *(f"folder/{classes[label]}/{key}.png" for label, key in zip(batch.labels, batch.keys, strict=True)),
+            *("mds/index.json", *(f"mds/shard.0000{i}.mds" for i in range(3))),
             *(f"npz/train-0000{i}.npz" for i in range(3)),
             *(f"parquet/train-0000{i}.parquet" for i in range(3)),
             *(f"webdataset/synthgen-00000{i}.tar" for i in range(3)),
@@ -168,6 +170,20 @@ def test_export_comes_back(tmp_path, channels, kind, preset):
     np.testing.assert_array_equal(back.images, batch.images)
     np.testing.assert_array_equal(back.labels, batch.labels)
     assert (back.keys, names, known) == (batch.keys, spec_of(channels).class_names, infos)
+
+
+def test_every_class_has_a_folder_of_its_own_in_the_export(tmp_path):
+    names = ("..", ".", "a", "a ", " a", "A", "con", "x/../y", "ä", " ")
+    found = folder.class_folders(names)
+    assert len({name.casefold() for name in found}) == len(names)
+    for name in found:
+        assert re.fullmatch(r"[A-Za-z0-9%_-]+( [A-Za-z0-9%_-]+)*", name), name
+    assert folder.class_folders(("cat", "big dog")) == ["cat", "big dog"]
+    spec = replace(spec_of(3), class_names=("..", "a", "a "))
+    batch, infos = samples_of(3)
+    write(tmp_path / "in" / "out", encoded([(batch, infos)], spec), spec, ["folder"], Limits())
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "in" / "out").iterdir()] == ["folder"]
 
 
 def test_every_format_ends_its_shards_at_the_same_samples(tmp_path):
@@ -338,6 +354,21 @@ def test_no_flipped_bit_of_a_png_passes(preset):
         except DataError:
             continue
         np.testing.assert_array_equal(back[0], image[0])  # a flag that no decoder reads
+
+
+@pytest.mark.parametrize("preset", list(codec.PRESETS))
+def test_a_file_cut_off_anywhere_is_refused_or_whole(preset):
+    image = np.arange(3 * 6 * 5, dtype=np.uint8).reshape(1, 3, 6, 5)
+    file = codec.encode(image, preset)[0]
+    refused = 0
+    for length in range(len(file)):
+        try:
+            back = codec.decode([file[:length]], str)
+        except DataError:
+            refused += 1
+        else:  # all pixels are there, a check sum or the end isn't
+            np.testing.assert_array_equal(back[0], image[0])
+    assert refused > len(file) - 40
 
 
 def test_other_filters_and_a_bomb_go_through_pillow():

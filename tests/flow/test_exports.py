@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from synthgen import cli, storage
-from synthgen.errors import ConfigError, StorageError
+from synthgen import cli, elsewhere, storage
+from synthgen.errors import ConfigError
 from synthgen.jobs.checks import verify
 from synthgen.shards import manifest, read
 
@@ -141,7 +141,13 @@ def test_verify_reads_a_whole_run(made, tmp_path):
     data[-1] ^= 1
     path.write_bytes(data)
     (run / "gate/gan/scores.parquet").unlink()
-    assert verify(str(run))["problems"] == ["changed 'candidates/gan/candidates.parquet'", "missing 'gate/gan/scores.parquet'"]
+    said = run / "verdict.json"
+    said.write_text(said.read_text().replace('"verdict": "', '"verdict": "use, not ', 1))
+    assert verify(str(run))["problems"] == [
+        "changed 'verdict.json'", "changed 'candidates/gan/candidates.parquet'", "missing 'gate/gan/scores.parquet'",
+    ]  # fmt: skip
+    (run / "run.json").unlink()
+    assert "unfinished: no run.json" in verify(str(run))["problems"]
 
 
 def test_samples_are_withdrawn(made, capsys, monkeypatch, tmp_path):
@@ -218,17 +224,87 @@ def test_an_export_goes_to_a_bucket_its_manifest_last(made, capsys, monkeypatch,
     place.rm_file("/bucket/set/README.md")
     found = verify("memory://bucket/set")["problems"]
     assert sorted(found) == sorted([f"changed '{some}'", "extra 'extra'", "missing 'README.md'"])
-    other = tmp_path / "other"
-    storage.write_json(other / manifest.NAME, {})
-    with pytest.raises(StorageError, match="another export"):
-        storage.push(other, "memory://bucket/set", [manifest.NAME])
-    storage.push(other, "memory://bucket/set", [manifest.NAME], restart=True)
-    assert place.cat_file("/bucket/set/MANIFEST.json") == (other / manifest.NAME).read_bytes()
+    other = export_again(made, tmp_path / "b", "export.shard_size=25")
+    code, _, err = call(capsys, monkeypatch, *other)
+    assert code == 0, err
+    before = dict(place.store)
+    code, _, err = call(capsys, monkeypatch, *other, "export.to=memory://bucket/set")
+    assert (code, "another export" in err) == (5, True)  # finished here, and not its own there
+    assert place.store == before
+    code, _, err = call(capsys, monkeypatch, *export_again(made, tmp_path / "a", "export.to=memory://bucket/set", "--restart"))
+    assert code == 0, err
+    assert verify("memory://bucket/set")["problems"] == ["extra 'extra'"]
+    assert "SECRET" not in elsewhere.without_login("s3://KEY:SECRET@bucket/set: can't be read")
+
+
+def test_a_replaced_export_leaves_nothing_of_the_old_one_behind(made, capsys, monkeypatch, tmp_path):
+    there = tmp_path / "there"
+    code, _, err = call(capsys, monkeypatch, *export_again(made, tmp_path / "a", f"export.to=file://{there}"))
+    assert code == 0, err
+    batch, _, _ = read.load(tmp_path / "a")
+    gone = [str(key) for key in batch.keys[:70]]
+    command = ["drop", tmp_path / "a", *gone, "--out", tmp_path / "less", "--set", "export.shard_size=60"]
+    code, _, err = call(capsys, monkeypatch, *command, "--set", f"export.to=file://{there}")
+    assert code == 0, err
+    assert verify(str(there))["problems"] == []
+    assert set(read.load(there)[0].keys) == set(batch.keys) - set(gone)
+    for rest in there.rglob("*"):
+        assert not any(key in rest.name for key in gone)
+    code, _, err = call(capsys, monkeypatch, *command, "--set", "export.formats=[npz]")
+    assert (code, "drop takes" in err) == (2, True)
+    code, _, err = call(capsys, monkeypatch, "drop", tmp_path / "a", gone[0], "--out", tmp_path / "a" / "less")
+    assert (code, "lies in the export" in err) == (2, True)
+
+
+def test_what_was_sampled_in_bfloat16_is_made_again_in_bfloat16(made, capsys, monkeypatch, tmp_path):
+    drawn, judged, out = tmp_path / "drawn", tmp_path / "judged", tmp_path / "out"
+    settings = ["generate.precision=bf16-mixed", "generate.num=200"]
+    code, _, err = call(capsys, monkeypatch, "generate", made / "train/gan", "--real", made, "--out", drawn, *settings)
+    assert code == 0, err
+    code, _, err = call(capsys, monkeypatch, "gate", "--real", made, "--candidates", drawn, "--out", judged)
+    assert code == 0, err
+    code, _, err = call(
+        capsys, monkeypatch, "export", "--real", made, "--candidates", drawn, "--gate", judged, "--out", out, "export.samples=all"
+    )
+    assert code == 0, err
+    checkpoint = made / "train/gan/generator.safetensors"
+    code, said, err = call(capsys, monkeypatch, "replay", keys_of(out)[0], out, "--checkpoint", checkpoint)
+    assert (code, "the same 64 bytes" in said) == (0, True), err
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("shards", 0, "path"), 5),
+        (("shards", 0, "path"), None),
+        (("shards", 0, "path"), "a\\b"),
+        (("plan", "plan"), {}),
+        (("plan", "precision"), None),
+        (("provenance", "chunk"), 0),
+        (("verdict",), "great"),
+        (("num_samples",), "many"),
+    ],
+)
+def test_a_manifest_that_says_what_cannot_be_is_refused(copy, place, value, capsys, monkeypatch):
+    data = storage.read_json(copy / manifest.NAME)
+    inside = data
+    for step in place[:-1]:
+        inside = inside[step]
+    if value is None and place[-1] == "precision":
+        del inside["precision"]
+    else:
+        inside[place[-1]] = value
+    storage.write_json(copy / manifest.NAME, data)
+    for command in (["verify", copy], ["replay", "x", copy], ["drop", copy, "x"]):
+        code, _, err = call(capsys, monkeypatch, *command)
+        assert (code, manifest.NAME in err) == (3, True), err
 
 
 def test_a_place_that_cannot_be_written_is_named_and_the_export_stays(made, capsys, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="pip install"):
-        storage.push(made / "shards", "nosuch://bucket/set", [manifest.NAME])
+        elsewhere.push(made / "shards", "nosuch://bucket/set", [manifest.NAME], manifest.listed)
+    with pytest.raises(ConfigError, match="neither a URL"):
+        elsewhere.push(made / "shards", "s3", [manifest.NAME], manifest.listed)
     (tmp_path / "file").write_text("")
     code, _, err = call(capsys, monkeypatch, *export_again(made, tmp_path / "a", f"export.to=file://{tmp_path}/file/below"))
     assert (code, "can't be written" in err, "the export itself is in" in err) == (5, True, True)
@@ -251,7 +327,7 @@ def test_an_export_goes_to_s3(made, monkeypatch):
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         whole = manifest.read(made / "shards")
-        storage.push(made / "shards", "s3://bucket/set", manifest.paths(whole))
+        elsewhere.push(made / "shards", "s3://bucket/set", manifest.paths(whole), manifest.listed)
         assert verify("s3://bucket/set") == {"what": "export", "files": len(manifest.everything(whole)),
                                              "samples": whole.num_samples, "problems": []}  # fmt: skip
         s3fs.S3FileSystem().rm("bucket/set/README.md")

@@ -159,6 +159,18 @@ def test_a_page_opens_from_disk_without_a_word_in_the_console(browser, pages, pa
     assert ink == ("rgb(232, 230, 225)" if dark else "rgb(29, 31, 35)")
 
 
+def test_a_phone_says_which_tables_go_on_and_shows_figures_first(browser, pages):
+    browser.open(pages["report"], 390)
+    shadows = browser.run(
+        "[...document.querySelectorAll('.wide')].filter(w => w.scrollWidth > w.clientWidth)"
+        ".map(w => getComputedStyle(w).backgroundAttachment)"
+    )
+    assert set(shadows) == {"local, local, scroll, scroll"}
+    assert browser.run("getComputedStyle(document.querySelector('.costs tbody .barcell')).display") == "none"
+    heads = browser.run("[...document.querySelectorAll('.arms thead tr:last-child th')].map(h => h.innerText)")
+    assert heads.index("Difference") < heads.index("Recipe")
+
+
 def test_every_section_can_be_seen(browser, pages):
     browser.open(pages["report"])
     heights = browser.run(f"{json.dumps(SECTIONS)}.map(id => document.getElementById(id).getBoundingClientRect().height)")

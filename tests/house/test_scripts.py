@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = sorted((ROOT / "scripts" / "bench").glob("*.py"))
-PARTS = {"peers.py": "metrics.py", "generator_peers.py": "generators.py"}
+PARTS = {"peers.py": "metrics.py", "generator_peers.py": "generators.py", "shard_peers.py": "shards.py"}
 """One measurement of a benchmark, in a process of its own -> the benchmark."""
 
 
