@@ -317,7 +317,8 @@ def replay(
         export: folder of `export`, or of a run's shards.
         checkpoint: generator.safetensors; looked for in the run folder around `export` if not given.
         image: write the sample there, as PNG.
-        overrides, settings: `device="cuda"`; nothing else counts.
+        overrides: `"device=cuda"`; nothing else counts.
+        settings: the same as keywords.
     """
     found, picture = (Path(path) if path else None for path in (checkpoint, image))
     return watch(

@@ -146,7 +146,10 @@ def test_its_calls_fit_the_functions_and_the_settings(path, call):
 
 
 def value(node: ast.expr) -> object:
-    return ast.literal_eval(node) if not isinstance(node, ast.Name) else node.id
+    try:
+        return ast.literal_eval(node)
+    except ValueError:  # an expression: its text stands for it
+        return ast.unparse(node)
 
 
 def test_it_builds_without_a_warning(tmp_path):
