@@ -328,13 +328,14 @@ def replay(
     from synthgen import jobs
     from synthgen.config.load import load
     from synthgen.errors import CheckpointError
-    from synthgen.shards import manifest
+    from synthgen.shards.manifest import read
 
     config = load("folder", ["data.path=unknown", *(overrides or [])])
     found = _watch(config, False, True, lambda order: jobs.replay(order, key, export, checkpoint, image))
-    line = found.in_words(manifest.read(export))
-    about = {"key": key, "same": not found.differing, "differing_bytes": found.differing, "largest": found.largest}
-    _print(about, json, quiet, lambda: typer.echo(line))
+    line = found.in_words(read(export))
+    if json or not found.differing:
+        about = {"key": key, "same": not found.differing, "differing_bytes": found.differing, "largest": found.largest}
+        _print(about, json, quiet, lambda: typer.echo(line))
     if found.differing:
         raise CheckpointError(line)
 
@@ -495,6 +496,5 @@ def _print(result: Any, json: bool, quiet: bool, show: Callable[[], None]) -> No
 
 
 def _exit(exit_code: bool, verdict: str) -> None:
-    codes = {"reject": EXIT_REJECT, "insufficient evidence": EXIT_INSUFFICIENT}
-    if exit_code and verdict in codes:
-        raise typer.Exit(codes[verdict])
+    if exit_code and verdict != "use" and verdict != "accept":
+        raise typer.Exit(EXIT_REJECT if verdict == "reject" else EXIT_INSUFFICIENT)

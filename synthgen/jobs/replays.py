@@ -46,9 +46,13 @@ class Replay:
         if not self.differing:
             return f"{self.key}: the same {self.exported.size} bytes, from {self.checkpoint}"
         made = whole.provenance
+        then, now = made.libraries.get("torch", "?"), version("torch")
+        why = (
+            "the same torch: another processor, or the manifest was changed" if then == now else "another torch rounds otherwise"
+        )
         return (
             f"{self.key}: {self.differing} of {self.exported.size} bytes differ, by {self.largest} of 255 at most; made on "
-            f"{made.device}, torch {made.libraries.get('torch', '?')}, here on {platform.machine()}, torch {version('torch')}"
+            f"{made.device}, torch {then}, here on {platform.machine()}, torch {now} ({why})"
         )
 
 

@@ -30,7 +30,8 @@ def read(folder: Path) -> ShardManifest:
     """
     path = folder / NAME
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        elsewhere = "; what lies elsewhere `synthgen verify` alone reads: copy it here first" if ":/" in str(folder) else ""
+        raise DataError(f"{folder}: no such folder{elsewhere}")
     if not path.is_file():
         raise DataError(
             f"{folder}: no {NAME}, so the export is unfinished or not synthgen's; run the export again "

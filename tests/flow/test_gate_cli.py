@@ -87,7 +87,7 @@ def test_two_outs_have_the_same_bytes(folders, audited, tmp_path, capsys, monkey
     assert {p.n for p in report.planted} == {5}
     scores = pq.read_table(audited / "gate" / "scores.parquet")
     assert scores.num_rows == 220
-    assert {"key", "label", *report.thresholds, "nearest", "nearest_distance"} == set(scores.column_names)
+    assert {"key", "label", *report.thresholds, "nearest", "nearest_distance", "soft_label"} == set(scores.column_names)
     assert "defect" in report.thresholds
 
 
