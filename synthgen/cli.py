@@ -326,11 +326,10 @@ def replay(
 ) -> None:
     """Makes a sample again from its checkpoint and compares the pixels; exits with 4 where a byte differs."""
     from synthgen import jobs
-    from synthgen.config.load import load
     from synthgen.errors import CheckpointError
     from synthgen.shards.manifest import read
 
-    config = load("folder", ["data.path=unknown", *(overrides or [])])
+    config = _config(None, None, overrides)
     found = _watch(config, False, True, lambda order: jobs.replay(order, key, export, checkpoint, image))
     line = found.in_words(read(export))
     if json or not found.differing:
@@ -358,7 +357,6 @@ def drop(
 ) -> None:
     """Writes an export anew without some samples: a request to withdraw them, or what hangs on a real image."""
     from synthgen import jobs
-    from synthgen.config.load import load
     from synthgen.errors import ConfigError, DataError
 
     wanted = list(keys or [])
@@ -372,7 +370,7 @@ def drop(
             raise ConfigError(
                 f"--set {given}: drop takes export.shard_size, export.shard_mb and export.to; the rest stays as it was"
             )
-    config = load("folder", ["data.path=unknown", *(overrides or [])])
+    config = _config(None, None, overrides)
     folder = out or export.with_name(f"{export.name}-without")
     made = _watch(config, restart, quiet, lambda order: jobs.drop(order, export, wanted, near or [], folder), folder)
     _print(made.to_json(), json, True, lambda: None)

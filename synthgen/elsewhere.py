@@ -11,6 +11,11 @@ from typing import Any, BinaryIO
 
 from synthgen.errors import ConfigError, StorageError, SynthgenError
 
+LOGIN = re.compile(r"(\w+://)[^/@\s]+@")
+"""User or password in a URL."""
+ON_THIS_MACHINE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\|file:)")
+"""How a text begins that names a place on this machine."""
+
 
 def push(
     folder: Path, url: str, names: Sequence[str], listed: Callable[[bytes], Sequence[str]], restart: bool = False, mine: str = ""
@@ -67,7 +72,7 @@ def without_login(text: str) -> str:
     >>> without_login("s3://KEY:SECRET@bucket/set")
     's3://...@bucket/set'
     """
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1...@", text)
+    return LOGIN.sub(r"\1...@", text)
 
 
 @contextmanager

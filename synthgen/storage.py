@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -149,6 +149,27 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def entry_of(path: Path) -> dict[str, Any]:
+    """What is written down of a file, so that it can be checked: bytes and sha256."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def differing(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for every file below `folder` that isn't as its entry (`entry_of`) says: missing, a link among them, or changed."""
+    lines = []
+    for name, entry in listed.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            lines.append(f"missing {name!r}")
+        elif not _is_as(path, entry):
+            lines.append(f"changed {name!r}")
+    return lines
+
+
+def _is_as(path: Path, entry: Mapping[str, Any]) -> bool:
+    return path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
+
+
 def sha256_json(data: Any) -> str:
     """sha256 of the canonical JSON form (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
@@ -200,7 +221,7 @@ class Stage:
         """Records the sha256 of every file in `stage.json`, written last; then removes what was kept for a resumption."""
         write_json(self.path(TIMING), {"seconds": round(time.perf_counter() - self._started, 3)})
         files = {
-            path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            path.relative_to(self.folder).as_posix(): entry_of(path)
             for top in sorted(self.folder.iterdir())
             if not top.name.startswith(RESUME) and top.name not in (STAGE_MANIFEST, TIMING, LOCK)
             for path in sorted([top, *top.rglob("*")])
@@ -237,7 +258,7 @@ def stage(
     finished = (folder / STAGE_MANIFEST).exists()
     if finished:
         found = read_manifest(folder)
-        changes = _changes({key: found.get(key) for key in identity}, identity)
+        changes = list(_changes({key: found.get(key) for key in identity}, identity).values())
         if not changes:
             check_folder(folder, found)
             work.done = True
@@ -263,6 +284,21 @@ def stage(
         _leave_no_trace(folder, ATTEMPT)
         raise
     work.commit()
+
+
+def finished_but_for(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, str], names: Iterable[str]) -> bool:
+    """Whether `folder` holds a finished stage of these settings, inputs and code, that differs in some of these settings at most.
+
+    Args:
+        folder: of the stage.
+        config, inputs: as `stage` takes them.
+        names: of settings, dotted ("gain.watts").
+    """
+    if not (folder / STAGE_MANIFEST).is_file():
+        return False
+    found = read_manifest(folder)
+    identity = {"config": dict(config), "inputs": dict(inputs), "code": code_version()}
+    return _changes({key: found.get(key) for key in identity}, identity).keys() <= {f"config.{name}" for name in names}
 
 
 def seconds(folder: Path) -> float:
@@ -306,7 +342,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> Non
         path = folder / name
         if not path.is_file():
             raise StorageError(f"{path}: listed in {STAGE_MANIFEST} but missing; delete {folder} and run the command again")
-        if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+        if not _is_as(path, entry):
             raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")
 
 
@@ -359,16 +395,16 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def _changes(old: Any, new: Any, where: str = "") -> list[str]:
-    """Human-readable differences of two JSON values."""
+def _changes(old: Any, new: Any, where: str = "") -> dict[str, str]:
+    """Differences of two JSON values: where -> in words."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            line
+        return {
+            place: line
             for key in sorted({*old, *new})
-            for line in _changes(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-        ]
+            for place, line in _changes(old.get(key), new.get(key), f"{where}.{key}" if where else str(key)).items()
+        }
     same = json.dumps(old) == json.dumps(new)
-    return [] if same else [f"{where} was {_short(old)}, is {_short(new)}"]
+    return {} if same else {where: f"{where} was {_short(old)}, is {_short(new)}"}
 
 
 def _short(value: Any) -> str:

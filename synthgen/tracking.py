@@ -393,7 +393,7 @@ def _without_paths(value: Any) -> Any:
         return [_without_paths(item) for item in value]
     if isinstance(value, (str, Path)):
         text = str(value)
-        if text.startswith(("~", "file:")) or PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute():
+        if elsewhere.ON_THIS_MACHINE.match(text):
             return PureWindowsPath(text).name  # parted at / and \\ alike
         return elsewhere.without_login(text)
     return value

@@ -159,20 +159,20 @@ def arguments() -> argparse.Namespace:
 # The peers' environment -------------------------------------------------------------------------------------------------
 
 
-def environment(folder: Path) -> Path:
-    """Python of the peers' environment, which is made if it isn't there."""
+def environment(folder: Path, pins: Path = PINS, what: str = "the peers' environment", size: str = "1.3 GB") -> Path:
+    """Python of an environment with what is pinned, which is made if it isn't there."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    done = folder / "peers.txt"
-    if not (done.exists() and done.read_text() == PINS.read_text()):
-        print(f"making the peers' environment in {folder} (about 1.3 GB)", flush=True)
+    done = folder / pins.name
+    if not (done.exists() and done.read_text() == pins.read_text()):
+        print(f"making {what} in {folder} (about {size})", flush=True)
         venv.create(folder, with_pip=True)
-        pins = [line for line in PINS.read_text().splitlines() if line and not line.startswith("#")]
-        plain, alone = ([pin.split("#")[0].strip() for pin in pins if ("without-dependencies" in pin) == w] for w in (0, 1))
+        wanted = [line for line in pins.read_text().splitlines() if line and not line.startswith("#")]
+        plain, alone = ([pin.split("#")[0].strip() for pin in wanted if ("without-dependencies" in pin) == w] for w in (0, 1))
         for options in (plain, ["--no-deps", *alone]):
             got = subprocess.run([python, "-m", "pip", "install", "-q", *options], capture_output=True, text=True)
             if got.returncode:
                 sys.exit(f"the peers could not be installed: {got.stderr.strip()[-2000:]}")
-        done.write_text(PINS.read_text())
+        done.write_text(pins.read_text())
     return python
 
 

@@ -369,7 +369,7 @@ def export(what: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> d
     before, clock = _memory_mib("VmRSS"), Clock()
     found = raw.on_disk(path, spec)
     common = SampleInfo("diffusion", "c" * 64, 7, -1, sampler="dpmpp_2m, 12 steps")
-    whole = exports._Set(found.images, found.labels, raw.keys(path), None, common, {})
+    whole = exports._Set(found.images, found.labels, raw.keys(path), None, common, {}, "")
     rows = arranged(whole.labels, 0)
     samples = exports._samples(whole, rows, scores, types.SimpleNamespace(dropped={}), "cc-by-4.0")  # type: ignore[arg-type]
     write_shards(folder, encoded(samples, spec, "balanced", int(threads)), spec, formats.split("+"), Limits())

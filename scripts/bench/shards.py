@@ -27,7 +27,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,6 +35,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from metrics import environment  # beside this script
 
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "shard_peers.txt"
@@ -93,7 +93,7 @@ def main() -> None:
     asked = arguments()
     with tempfile.TemporaryDirectory(prefix="bench-shards-", dir=asked.scratch) as temporary:
         scratch = Path(temporary)
-        python = environment(asked.env) if asked.env else None
+        python = environment(asked.env, PINS, "the environment of MDS and litdata", "2 GB") if asked.env else None
         num = NUM_QUICK if asked.quick else NUM
         images, source = pictures(num)
         np.savez(scratch / "images.npz", images=images[0], labels=images[1])
@@ -126,23 +126,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="few images, once; without `overlap`")
     return parser.parse_args()
-
-
-def environment(folder: Path) -> Path:
-    """Python of the environment with MDS and litdata, which is made if it isn't there."""
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    done = folder / PINS.name
-    if not (done.exists() and done.read_text() == PINS.read_text()):
-        print(f"making the environment of MDS and litdata in {folder} (about 2 GB)", flush=True)
-        venv.create(folder, with_pip=True)
-        pins = [line for line in PINS.read_text().splitlines() if line and not line.startswith("#")]
-        plain, alone = ([pin.split("#")[0].strip() for pin in pins if ("without-dependencies" in pin) == w] for w in (0, 1))
-        for options in (plain, ["--no-deps", *alone]):
-            got = subprocess.run([python, "-m", "pip", "install", "-q", *options], capture_output=True, text=True)
-            if got.returncode:
-                sys.exit(f"the peers could not be installed: {got.stderr.strip()[-2000:]}")
-        done.write_text(PINS.read_text())
-    return python
 
 
 def pictures(num: int) -> tuple[tuple[np.ndarray, np.ndarray], str]:

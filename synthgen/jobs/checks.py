@@ -32,70 +32,61 @@ def verify(place: str) -> dict[str, Any]:
     folder = Path(place)
     if (folder / manifest.NAME).is_file():
         whole = manifest.read(folder)
-        found = manifest.problems(folder, whole)
-        return {
-            "what": "export",
-            "files": len(manifest.everything(whole)),
-            "samples": whole.num_samples,
-            "problems": list(dict.fromkeys(found + _stage_problems(folder, folder))),
-        }
+        known = {file.path for file in manifest.everything(whole)}
+        problems = manifest.problems(folder, whole)
+        made = _made(folder, problems) if (folder / storage.STAGE_MANIFEST).is_file() else {}  # it knows the manifest itself
+        problems += storage.differing(folder, {name: entry for name, entry in made.items() if name not in known})
+        return {"what": "export", "files": len(known), "samples": whole.num_samples, "problems": problems}
     stages = sorted({path.parent for path in folder.rglob(storage.STAGE_MANIFEST)}) if folder.is_dir() else []
     if not stages:
         raise DataError(
             f"{folder}: no {manifest.NAME} and no {storage.STAGE_MANIFEST} below it: neither an export nor a run folder"
         )
-    problems, count = _told_problems(folder), 0
-    if (folder / RUN).is_file():
-        count += len(storage.read_json(folder / RUN).get("files", {}))
+    problems = []
+    listed = _told(folder, problems)
+    problems += storage.differing(folder, listed)
     for stage in stages:
-        count += len(storage.read_manifest(stage)["files"])
-        problems += _stage_problems(folder, stage)
+        where = stage.relative_to(folder)
+        made = {(where / name).as_posix(): entry for name, entry in _made(stage, problems).items()}
+        problems += storage.differing(folder, made) + _extra(folder, stage, made)
+        listed |= made
     problems += [
         f"unfinished {path.parent.relative_to(folder).as_posix()!r}"
         for path in sorted(folder.rglob(storage.ATTEMPT))
         if path.parent not in stages
     ]
-    return {"what": "run", "files": count, "samples": None, "problems": problems}
+    return {"what": "run", "files": len(listed), "samples": None, "problems": problems}
 
 
-def _told_problems(folder: Path) -> list[str]:
+def _made(stage: Path, problems: list[str]) -> dict[str, Any]:
+    """The files that a stage lists; where it can't be read, that is a problem and there are none."""
+    try:
+        return dict(storage.read_manifest(stage)["files"])
+    except (DataError, StorageError) as error:
+        problems.append(str(error))
+        return {}
+
+
+def _told(folder: Path, problems: list[str]) -> dict[str, Any]:
     """What a run tells outside of its stages: verdict, settings, report."""
     if not (folder / RUN).is_file():
-        return [f"unfinished: no {RUN}"] if (folder / "verdict.json").is_file() else []
+        problems += [f"unfinished: no {RUN}"] if (folder / "verdict.json").is_file() else []
+        return {}
     found = storage.read_json(folder / RUN)
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        return [f"changed {RUN!r}"]
-    return _differing(folder, found["files"], Path())
+        problems.append(f"changed {RUN!r}")
+        return {}
+    return dict(found["files"])
 
 
-def _differing(folder: Path, listed: dict[str, Any], where: Path) -> list[str]:
-    """Every file that is missing or changed."""
-    lines = []
-    for name, entry in listed.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            lines.append(f"missing {(where / name).as_posix()!r}")
-        elif path.stat().st_size != entry["bytes"] or storage.sha256_file(path) != entry["sha256"]:
-            lines.append(f"changed {(where / name).as_posix()!r}")
-    return lines
-
-
-def _stage_problems(root: Path, stage: Path) -> list[str]:
-    """Every file of a stage that is missing, changed, or not of the stage."""
-    if not (stage / storage.STAGE_MANIFEST).is_file():
-        return []
-    try:
-        listed = storage.read_manifest(stage)["files"]
-    except (DataError, StorageError) as error:
-        return [str(error)]
-    where = stage.relative_to(root)
-    ours = {storage.STAGE_MANIFEST, storage.TIMING}
-    lines = _differing(stage, listed, where)
-    for path in sorted(stage.rglob("*")):
-        name = path.relative_to(stage).as_posix()
-        if path.is_file() and name not in listed and name not in ours and not storage.is_passing(path.name):
-            lines.append(f"extra {(where / name).as_posix()!r}")
-    return lines
+def _extra(folder: Path, stage: Path, listed: dict[str, Any]) -> list[str]:
+    """Every file in a stage that isn't of it."""
+    ours = {stage / storage.STAGE_MANIFEST, stage / storage.TIMING}
+    files = [
+        path for path in sorted(stage.rglob("*")) if path.is_file() and path not in ours and not storage.is_passing(path.name)
+    ]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return [f"extra {name!r}" for name in names if name not in listed]
 
 
 def _verify_elsewhere(url: str) -> dict[str, Any]:
@@ -109,8 +100,8 @@ def _verify_elsewhere(url: str) -> dict[str, Any]:
             except ValueError as error:
                 raise DataError(f"{url}/{manifest.NAME}: not readable as JSON ({error}); export again") from None
             whole = manifest.parse(found, f"{url}/{manifest.NAME}")
-        lines = []
-        for entry in manifest.everything(whole):
+        lines, known = [], manifest.everything(whole)
+        for entry in known:
             if entry.path not in sizes:
                 lines.append(f"missing {entry.path!r}")
                 continue
@@ -118,6 +109,6 @@ def _verify_elsewhere(url: str) -> dict[str, Any]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             if digest != entry.sha256:
                 lines.append(f"changed {entry.path!r}")
-    known = {entry.path for entry in manifest.everything(whole)} | manifest.NOT_OURS
-    lines += [f"extra {name!r}" for name in sorted(sizes) if name not in known]
-    return {"what": "export", "files": len(known) - len(manifest.NOT_OURS), "samples": whole.num_samples, "problems": lines}
+    names = {entry.path for entry in known} | manifest.NOT_OURS
+    lines += [f"extra {name!r}" for name in sorted(sizes) if name not in names]
+    return {"what": "export", "files": len(known), "samples": whole.num_samples, "problems": lines}

@@ -46,13 +46,14 @@ def track(order: Order, out: Path, about: Mapping[str, Any]) -> None:
     with tracking.open_run(config.tracking, config.project, group, config.name, out, settings, what) as run:
         for name in about["gate"]:
             _generator(run, out, name)
-            _gate(run, out / "gate" / name if (out / "gate" / name).is_dir() else out / "gate", name)
-        if about["arms"]:
-            _gain(run, about["arms"], GainReport.from_json(storage.read_json(out / "gain" / "gain.json")))
+            _gate(run, _judged(out, name), name)
+        report = GainReport.from_json(storage.read_json(out / "gain" / "gain.json")) if about["arms"] else None
+        if report:
+            _gain(run, about["arms"], report)
         lineage = {name: _checkpoint(run, out, config.name, name) for name in about["gate"]}
         if about["shards"]:
             _shards(run, out, config.name, lineage)
-        run.summary(_summary(out, about))
+        run.summary(_summary(out, about, report))
         if about["verdict"] == "reject":
             run.alert(f"{config.name}: reject", "\n".join(about["reasons"]))
     if run.where:
@@ -88,6 +89,11 @@ def _generator(run: Tracker, out: Path, name: str) -> None:
                 run.image(f"looks/{name}/samples", picture.read_bytes(), f"{name}, step {look['step']}", axis, look["step"])
     if candidates.is_file():
         run.image(f"samples/{name}", png(grid(raw.read(candidates))), f"{name}: the first candidates of each class")
+
+
+def _judged(out: Path, name: str) -> Path:
+    """The gate's folder: of a generator, or of the one set that was judged."""
+    return out / "gate" / name if (out / "gate" / name).is_dir() else out / "gate"
 
 
 def _gate(run: Tracker, judged: Path, name: str) -> None:
@@ -209,14 +215,14 @@ def _shards(run: Tracker, out: Path, prefix: str, checkpoints: Mapping[str, Mapp
 # Summary
 
 
-def _summary(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(out: Path, about: Mapping[str, Any], report: GainReport | None) -> dict[str, Any]:
     """Fields that runs are sorted by; what a run hasn't is left out."""
     found: dict[str, Any] = {"verdict": about["verdict"], "verdict_rank": RANK[about["verdict"]]}
     found["best_generator"] = about["best_generator"]
     for name, gate in about["gate"].items():
         found[f"gate/{name}/verdict"] = gate["verdict"]
         found[f"gate/{name}/kept_share"] = gate["kept"] / max(1, gate["candidates"])
-        judged = out / "gate" / name if (out / "gate" / name).is_dir() else out / "gate"
+        judged = _judged(out, name)
         if (judged / "gate.json").is_file():
             found |= {f"gate/{name}/{key}": v for m in load_gate(judged).metrics for key, v in _of_metric(m)}
     if (out / "select" / "select.json").is_file():
@@ -226,8 +232,8 @@ def _summary(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         if selected["chosen"]:
             best = selected["scores"][selected["chosen"]]
             found |= {f"select/{key}": best[key] for key in ("val_loss", "val_accuracy")}
-    if about["arms"]:
-        found |= _of_gain(GainReport.from_json(storage.read_json(out / "gain" / "gain.json")))
+    if report:
+        found |= _of_gain(report)
     found |= {f"seconds/{stage}": s for stage, s in about["seconds"].items()}
     return {**found, "seconds/all": sum(s for stage, s in about["seconds"].items() if stage != "split")}  # audit's time has it
 

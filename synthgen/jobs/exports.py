@@ -14,7 +14,7 @@ import pyarrow as pa
 from synthgen import elsewhere, storage
 from synthgen.errors import DataError
 from synthgen.gate.signals import COPY_REASONS, FAMILIES
-from synthgen.jobs.candidates import candidates_digest, load_candidates
+from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.gates import check_judged, load_gate
 from synthgen.jobs.order import CANDIDATES, Order
 from synthgen.jobs.real import Split
@@ -59,7 +59,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Set:
-    """Candidates that may lie on disk, with what is the same for all of them; `batch` where another tool made them."""
+    """Candidates with what is the same for all of them; `infos` where they don't come from a folder of `generate`."""
 
     images: Rows | UInt8[np.ndarray, "n c h w"]
     labels: Int64[np.ndarray, " n"]
@@ -67,6 +67,7 @@ class _Set:
     infos: Sequence[SampleInfo] | None
     common: SampleInfo
     about: dict[str, Any]
+    digest: str
 
 
 def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path, decided: Decision | None = None) -> None:
@@ -86,18 +87,18 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
         DataError: the gate kept nothing; StorageError where `export.to` can't be written or holds another export.
     """
     config = order.config.export
-    digest = candidates_digest(candidates, split.spec, order.config)
-    check_judged(judged, split, digest)
-    inputs = {"split": split.digest, "candidates": digest, "gate": storage.folder_digest(judged)}
+    whole = _load(candidates, split.spec, order)
+    check_judged(judged, split, whole.digest)
+    inputs = {"split": split.digest, "candidates": whole.digest, "gate": storage.folder_digest(judged)}
     report = load_gate(judged)
     evidence = _evidence(report, decided)
     settings = config.model_dump(mode="json", exclude=NEVER_CHANGE_A_BYTE)
     settings |= {"seed": order.config.seed, "evidence": storage.sha256_json(evidence)}
-    told = _told_before(out, settings, inputs)
-    anew = order.restart or bool(told)
-    with replace(order, restart=anew).stage(out, "export", settings, inputs) as work:
+    # a card that tells the gain anew replaces the one before it, here and at `to`, without being asked
+    again = storage.finished_but_for(out, settings, inputs, ("evidence",)) and (out / manifest.NAME).is_file()
+    before = storage.sha256_file(out / manifest.NAME) if again else ""
+    with replace(order, restart=order.restart or again).stage(out, "export", settings, inputs) as work:
         if not work.done:
-            whole = _load(candidates, split.spec, order)
             keep = set(report.kept) if config.samples == "kept" else set(whole.keys)
             rows = np.array([i for i, key in enumerate(whole.keys) if key in keep], dtype=np.int64)
             if not len(rows):
@@ -126,7 +127,7 @@ def export(order: Order, split: Split, candidates: Path, judged: Path, out: Path
             conclude(out, made)
     found = manifest.read(out)
     if config.to:
-        elsewhere.push(out, config.to, manifest.paths(found), manifest.listed, order.restart, told)
+        elsewhere.push(out, config.to, manifest.paths(found), manifest.listed, order.restart, before)
     line = f"{found.num_samples} samples in {len(found.shards)} shards, {storage.seconds(out):.1f} s"
     order.progress.finish("export", line + (f"; also at {elsewhere.without_login(config.to)}" if config.to else ""))
 
@@ -141,27 +142,18 @@ def conclude(out: Path, made: ShardManifest) -> ShardManifest:
     return whole
 
 
-def _told_before(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> str:
-    """sha256 of the manifest of a finished export in `out` that differs from this one in what its card says of the gain,
-    and in nothing else; "" if there is none such."""
-    if not ((out / storage.STAGE_MANIFEST).is_file() and (out / manifest.NAME).is_file()):
-        return ""
-    found = storage.read_manifest(out)
-    same = (found["inputs"], found["code"]) == (inputs, storage.code_version()) and found["config"].keys() == settings.keys()
-    differing = {name for name in settings if found["config"].get(name) != settings[name]}
-    return storage.sha256_file(out / manifest.NAME) if same and differing == {"evidence"} else ""
-
-
 def _load(candidates: Path, spec: DatasetSpec, order: Order) -> _Set:
     """Candidates of ours stay on disk; another tool's are read."""
     if (candidates / CANDIDATES).is_file():
+        storage.check_folder(candidates)
         found = raw.on_disk(candidates / CANDIDATES, spec)
         about = storage.read_json(candidates / "candidates.json")
         made = about["provenance"]
         common = SampleInfo(about["generator"], made["checkpoint"], made["seed"], -1, sampler=made["sampler"])
-        return _Set(found.images, found.labels, raw.keys(candidates / CANDIDATES), None, common, about)
-    batch, infos, _ = load_candidates(candidates, spec, order.config)
-    return _Set(batch.images, batch.labels, batch.keys, infos, SampleInfo(candidates.stem, "", 0, -1), {})
+        digest = storage.folder_digest(candidates)
+        return _Set(found.images, found.labels, raw.keys(candidates / CANDIDATES), None, common, about, digest)
+    batch, infos, digest = load_candidates(candidates, spec, order.config)
+    return _Set(batch.images, batch.labels, batch.keys, infos, SampleInfo(candidates.stem, "", 0, -1), {}, digest)
 
 
 def _samples(

@@ -85,19 +85,6 @@ class Finished:
                 shutil.rmtree(other)
 
 
-def only_assessed_anew(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> bool:
-    """Whether a finished study in `out` differs from this one in nothing but `ASSESSED`: then it is told anew."""
-
-    def trained(config: dict[str, Any]) -> dict[str, Any]:
-        return {**config, "gain": {name: value for name, value in config["gain"].items() if name not in ASSESSED}}
-
-    if not (out / storage.STAGE_MANIFEST).is_file():
-        return False
-    found = storage.read_manifest(out)
-    same = (found["inputs"], found["code"]) == (inputs, storage.code_version())
-    return same and trained(found["config"]) == trained(settings)
-
-
 def open_test(folder: Path, split: str, study: dict[str, Any], networks: int, unseen: int, chosen: dict[str, str]) -> list[Any]:
     """Notes that the test images of a split are opened, in `gain-networks/opened.json`, and returns every opening so far.
 

@@ -19,7 +19,7 @@ from synthgen.gain.data import StudyData
 from synthgen.gain.scores import score
 from synthgen.jobs import pools, transfer
 from synthgen.jobs.candidates import candidates_digest, load_candidates
-from synthgen.jobs.finished import Finished, only_assessed_anew, open_test, told
+from synthgen.jobs.finished import ASSESSED, Finished, open_test, told
 from synthgen.jobs.gates import Judging, check_judged, load_gate
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
@@ -318,7 +318,8 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
     config, split = order.config, contest.split
     arms = gain_arms.check_arms(config.gain.arms, config.gain.study, [other.name for other in contest.others])
     settings, inputs = {**order.section("classifier", "augment", "gain"), "device": order.device}, contest.inputs
-    anew = order.restart or only_assessed_anew(out, settings, inputs)
+    told_anew = storage.finished_but_for(out, settings, inputs, [f"gain.{name}" for name in ASSESSED])
+    anew = order.restart or told_anew
     with replace(order, restart=anew).stage(out, "gain", settings, inputs) as work:
         if not work.done:
             finished = Finished(order, inputs, out.parent)

@@ -25,10 +25,7 @@ def make_report(order: Order, out: Path) -> Path:
     report = make(out)
     storage.write_json(path.with_name(DATA), report.data)
     storage.write_text(path, report.html)
-    told = [out / name for name in TOLD if (out / name).is_file()]
-    files = {
-        file.relative_to(out).as_posix(): {"bytes": file.stat().st_size, "sha256": storage.sha256_file(file)} for file in told
-    }
+    files = {name: storage.entry_of(out / name) for name in TOLD if (out / name).is_file()}
     storage.write_json(out / RUN, {"schema": "synthgen.run/1", "files": files})
     order.progress.finish("report", str(path))
     return path

@@ -9,10 +9,8 @@ from typing import Any
 
 import yaml
 
+from synthgen.elsewhere import LOGIN, ON_THIS_MACHINE
 from synthgen.report.wording import visible
-
-ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\|file:/)")
-LOGIN = re.compile(r"(\w+://)[^/@\s]+@")
 
 
 class Portable:
@@ -24,7 +22,7 @@ class Portable:
     """
 
     def __init__(self, folder: str, config: str) -> None:
-        named = (value for value in _strings(_settings(config)) if ABSOLUTE.match(value))
+        named = (value for value in _strings(_settings(config)) if ON_THIS_MACHINE.match(value))
         places = {place for place in (folder, *named) if len(place) > 1}
         self._short = {place: "…/" + re.split(r"[\\/]", place.rstrip("\\/"))[-1] for place in places}
 

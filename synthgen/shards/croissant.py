@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from synthgen.shards.parquet import COLUMNS
-from synthgen.types import ShardManifest
+from synthgen.types import ExportFile, Shard, ShardManifest
 
 CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -79,29 +79,11 @@ def text(whole: ShardManifest) -> str:
 def describe(whole: ShardManifest) -> dict[str, Any]:
     """The JSON-LD as JSON types."""
     tables = [shard for shard in whole.shards if shard.format == "parquet"]
-    files: list[dict[str, Any]] = [
-        {
-            "@type": "cr:FileObject",
-            "@id": shard.path,
-            "name": shard.path,
-            "contentUrl": shard.path,
-            "contentSize": f"{shard.num_bytes} B",
-            "encodingFormat": MEDIA.get(shard.format, "image/png" if shard.path.endswith(".png") else "image/webp"),
-            "sha256": shard.sha256,
-        }
+    files = [
+        _file(shard, MEDIA.get(shard.format, "image/png" if shard.path.endswith(".png") else "image/webp"))
         for shard in whole.shards
-    ] + [
-        {
-            "@type": "cr:FileObject",
-            "@id": file.path,
-            "name": file.path,
-            "contentUrl": file.path,
-            "contentSize": f"{file.num_bytes} B",
-            "encodingFormat": "text/markdown" if file.path.endswith(".md") else "application/json",
-            "sha256": file.sha256,
-        }
-        for file in whole.files
     ]
+    files += [_file(file, "text/markdown" if file.path.endswith(".md") else "application/json") for file in whole.files]
     found: dict[str, Any] = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -125,6 +107,18 @@ def describe(whole: ShardManifest) -> dict[str, Any]:
         )
         found["recordSet"] = [{"@type": "cr:RecordSet", "@id": "samples", "name": "samples", "field": _fields()}]
     return found
+
+
+def _file(file: Shard | ExportFile, media: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": file.path,
+        "name": file.path,
+        "contentUrl": file.path,
+        "contentSize": f"{file.num_bytes} B",
+        "encodingFormat": media,
+        "sha256": file.sha256,
+    }
 
 
 def _fields() -> list[dict[str, Any]]:

@@ -75,30 +75,11 @@ def encoded(samples: Samples, spec: DatasetSpec, preset: str = "balanced", threa
                 future.cancel()
 
 
-def about(sample: Encoded, spec: DatasetSpec) -> dict[str, Any]:
-    """What an export says of one sample, as JSON types; a figure that isn't finite is null."""
-    info = sample.info
-    return {
-        "key": sample.key,
-        "label": sample.label,
-        "class_name": spec.class_names[sample.label],
-        "synthetic": True,
-        "generator": info.generator,
-        "checkpoint": info.checkpoint,
-        "seed": info.seed,
-        "index": info.index,
-        "sampler": info.sampler,
-        "licence": info.licence,
-        "soft_label": list(info.soft_label) or None,
-        "nearest": info.nearest or None,
-        "nearest_distance": info.nearest_distance,
-        "reasons": list(info.reasons),
-        "scores": dict(sorted(info.scores.items())),
-    }
-
-
 def about_json(sample: Encoded, spec: DatasetSpec) -> bytes:
-    """`about` as JSON in UTF-8; NaN becomes null. What is the same for many samples is put into words once."""
+    """What an export says of one sample, as JSON in UTF-8; a figure that isn't finite is null.
+
+    What is the same for many samples is put into words once.
+    """
     key, label, _, _, _, info = sample
     before, after = _words_of(
         label, spec.class_names[label], info.generator, info.checkpoint, info.seed, info.sampler, info.licence
@@ -139,14 +120,12 @@ def about_from(text: bytes, where: str) -> dict[str, Any]:
 def info_from(data: Mapping[str, Any], where: str) -> SampleInfo:
     """What an export says of one sample; raises DataError where it says something else."""
     try:
-        scores = data["scores"]
-        values = orjson.loads(scores) if isinstance(scores, str) else scores
         return SampleInfo(
             generator=str(data["generator"]),
             checkpoint=str(data["checkpoint"]),
             seed=int(data["seed"]),
             index=int(data["index"]),
-            scores={str(name): _number(value) for name, value in values.items()},
+            scores={str(name): _number(value) for name, value in data["scores"].items()},
             sampler=str(data["sampler"]),
             licence=str(data["licence"]),
             soft_label=tuple(float(p) for p in data["soft_label"] or ()),

@@ -102,15 +102,9 @@ def verify(folder: Path) -> ShardManifest:
 
 
 def problems(folder: Path, manifest: ShardManifest) -> list[str]:
-    """Every file that is missing, changed or not listed; links count as changed."""
-    lines = []
-    for file in everything(manifest):
-        path = folder / file.path
-        if path.is_symlink() or not path.is_file():
-            lines.append(f"missing {file.path!r}")
-        elif path.stat().st_size != file.num_bytes or storage.sha256_file(path) != file.sha256:
-            lines.append(f"changed {file.path!r}")
-    known = {file.path for file in everything(manifest)} | NOT_OURS
+    """Every file that is missing, changed or not listed; links count as missing."""
+    listed = {file.path: {"bytes": file.num_bytes, "sha256": file.sha256} for file in everything(manifest)}
+    lines, known = storage.differing(folder, listed), listed.keys() | NOT_OURS
     for root, _, names in os.walk(folder):
         for name in sorted(names):
             found = (Path(root) / name).relative_to(folder).as_posix()

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from test_shards import HOSTILE, NUM, contents, export, samples_of, spec_of
 from synthgen import storage
 from synthgen.errors import DataError
 from synthgen.shards import manifest, mds
-from synthgen.shards.encode import about, encoded
+from synthgen.shards.encode import encoded
 from synthgen.shards.read import load
 from synthgen.shards.write import Limits, write
 
@@ -113,7 +114,9 @@ def test_what_is_said_of_a_sample_is_the_same_in_every_format(tmp_path):
     chunks = list(encoded([(batch, infos)], spec_of(3)))
     write(tmp_path, chunks, spec_of(3), ["mds"], Limits())
     for sample, member in zip(chunks[0], mds.read(tmp_path / mds.path_of(0)), strict=True):
-        assert member.about == json.loads(json.dumps(about(sample, spec_of(3))))
+        info = asdict(sample.info)
+        own = {"key": sample.key, "label": sample.label, "class_name": spec_of(3).class_names[sample.label], "synthetic": True}
+        assert member.about == json.loads(json.dumps(info | own))
         assert (member.file, member.extension) == (sample.file, "png")
 
 
