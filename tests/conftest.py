@@ -31,6 +31,15 @@ from synthgen.config.load import load
 from synthgen.config.schema import RunConfig
 from synthgen.gain.data import StudyData
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
+from tests.faults import figures
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line with the figures of the reliability suites."""
+    reports = [report for each in terminalreporter.stats.values() for report in each if hasattr(report, "user_properties")]
+    counted = [value for report in reports for name, value in report.user_properties if name == "figure"]
+    if shown := figures.line([tuple(value) for value in counted]):
+        terminalreporter.write_line(shown)
 
 
 @pytest.fixture(autouse=True)
