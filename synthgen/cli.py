@@ -1,11 +1,12 @@
 """The `synthgen` command: parse, call a job, print, exit code. Heavy imports stay inside the commands.
 
 Exit codes: 0 the job ran, whatever its verdict; 10 and 11 with --exit-code, the verdict is "reject" or "insufficient
-evidence"; 2 to 6 see `synthgen.errors`; 70 a defect of synthgen; 130 Ctrl-C.
+evidence"; 2 to 6 see `synthgen.errors`; 70 a defect of synthgen; 130 Ctrl-C; 143 SIGTERM or SIGUSR1.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,47 +15,17 @@ from typing import Annotated, Any
 
 import typer
 
-from synthgen.errors import EXIT_DEFECT, EXIT_INSUFFICIENT, EXIT_INTERRUPTED, EXIT_REJECT, SynthgenError
-
-EPILOG = (
-    "Exit codes: 0 done, whatever the verdict; 1 a worker was killed; 2 a setting is wrong; 3 images or labels; "
-    "4 a checkpoint; 5 a folder; "
-    "6 training diverged; 10 (--exit-code) rejected; 11 (--exit-code) insufficient evidence; 70 a defect; 130 Ctrl-C."
+from synthgen import preemption
+from synthgen.errors import (
+    EXIT_DEFECT,
+    EXIT_INSUFFICIENT,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_REJECT,
+    StorageError,
+    SynthgenError,
 )
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, see below")]
-Out = Annotated[Path | None, typer.Option("--out", help="output folder; default: outputs/<name>")]
-Restart = Annotated[bool, typer.Option("--restart", help="make stages again whose settings, inputs or code changed")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
-ExitCode = Annotated[bool, typer.Option("--exit-code", help="exit 10 on reject, 11 on insufficient evidence")]
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="recipe or YAML file; default: config.yaml beside the data, else `folder`")
-]
-
-
-class JobCommand(typer.core.TyperCommand):
-    """A command whose help ends with the settings it reads: key, type, default, meaning."""
-
-    sections: tuple[str, ...] = ()
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from synthgen.config.load import known_keys
-
-        rows = []
-        for key, (kind, default, meaning) in known_keys().items():
-            section = key.split(".")[0]
-            if section in self.sections:
-                shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-                shown = ",".join(map(str, default)) if isinstance(default, tuple | list) else shown
-                rows.append((f"{key}={shown}", f"{meaning} ({kind})"))
-        if rows:
-            with formatter.section("Settings (KEY=default, meaning, type)"):
-                formatter.write_dl(rows, col_max=44)
-        formatter.write_paragraph()
-        formatter.write_text(EPILOG)
-
+from synthgen.options import EPILOG, Debug, ExitCode, JobCommand, Json, Out, Overrides, Quiet, RecipeOption, Restart
 
 app = typer.Typer(
     help="Synthetic image data that is proven to help: train generators on your labelled images, gate and export samples, "
@@ -431,12 +402,18 @@ for _name, (_function, _sections) in COMMANDS.items():
 
 def main() -> None:
     """Runs the command line; one line for a user's error, no traceback unless --debug."""
+    said = ""
     try:
+        preemption.listen()
         code = _main()
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except preemption.Preempted as signal:
+        code, said = EXIT_PREEMPTED, f"stopped by {signal}"
     if code == EXIT_INTERRUPTED:
-        typer.echo("interrupted; run the same command again to go on", err=True)
+        said = "interrupted"
+    if said:
+        typer.echo(f"{said}; run the same command again to go on", err=True)
     sys.exit(code)
 
 
@@ -450,6 +427,13 @@ def _main() -> int:
             raise
         typer.echo(f"synthgen: {' '.join(str(error).splitlines())}", err=True)
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        return _trouble_of_the_disk(error)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
             error.show()
@@ -461,6 +445,15 @@ def _main() -> int:
         what = f"{type(error).__name__}: {error}"
         typer.echo(f"synthgen: a defect of synthgen, please report it: {what} (--debug shows the traceback)", err=True)
         return EXIT_DEFECT
+
+
+def _trouble_of_the_disk(error: OSError) -> int:
+    """A file that can't be read, or written by another library: its name, the cause and a remedy."""
+    which = f"{error.filename}: " if error.filename else ""
+    cause = error.strerror or f"{type(error).__name__}: {error}"
+    remedy = "see that the disk is there, has room and may be used, then run the same command again"
+    typer.echo(f"synthgen: {which}{cause}; {remedy}", err=True)
+    return StorageError.exit_code
 
 
 def _config(recipe: str | None, beside: Path | None, overrides: list[str] | None, source: Path | None = None) -> Any:

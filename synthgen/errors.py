@@ -9,7 +9,7 @@
 
 A message is one line that says what was asked for, what was found and what to do. Exit codes 0 (the job ran, whatever
 its verdict), 10 (`--exit-code`: the verdict is "reject") and 11 (`--exit-code`: "insufficient evidence") aren't errors.
-130 is Ctrl-C, and 70 a defect of synthgen itself.
+130 is Ctrl-C, 143 SIGTERM or SIGUSR1 (`synthgen.preemption`), and 70 a defect of synthgen itself.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ EXIT_REJECT = 10
 EXIT_INSUFFICIENT = 11
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
+EXIT_PREEMPTED = 143
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

@@ -277,5 +277,15 @@ def _read_entry(path: Path, about: dict[str, str], n: int) -> np.ndarray | str:
     return features
 
 
+def is_entry(path: Path) -> bool:
+    """Whether a cache entry is as it was written."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about, features = file.metadata() or {}, file.get_tensor("features")
+    except (OSError, SafetensorError, json.JSONDecodeError):
+        return False
+    return _sha256(features) == about.pop("sha256", "") and storage.sha256_json(about) == path.stem
+
+
 def _sha256(features: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()

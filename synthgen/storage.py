@@ -15,10 +15,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from synthgen.digests import changes, is_as
+from synthgen.digests import code_version as code_version
+from synthgen.digests import differing as differing
+from synthgen.digests import entry_of as entry_of
+from synthgen.digests import sha256_file as sha256_file
+from synthgen.digests import sha256_json as sha256_json
 from synthgen.errors import DataError, StorageError
 
 try:
@@ -32,7 +37,11 @@ RESUME = "resume"
 """Files of an unfinished stage whose names begin so survive a restart of the stage and are removed at its end."""
 ATTEMPT = f"{RESUME}.json"
 LOCK = ".lock"
-STAGE_SCHEMA, ATTEMPT_SCHEMA = "synthgen.stage/1", "synthgen.attempt/1"
+SEAL = "sha256"
+"""In the JSON of `write_sealed`."""
+STAGE_SCHEMA, ATTEMPT_SCHEMA = "synthgen.stage/2", "synthgen.attempt/1"
+STAGE_SCHEMAS = (STAGE_SCHEMA, "synthgen.stage/1")
+"""Which can be read: /1 has no seal and doesn't vouch for the timing."""
 
 
 # Atomic files
@@ -48,7 +57,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with open(temporary, "wb") as file:
             yield file
             file.flush()
@@ -60,6 +69,17 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, each on the disk in the one that holds it."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        _fsync_folder(each.parent)
 
 
 def _cannot_write(path: Path, error: OSError) -> StorageError:
@@ -90,13 +110,15 @@ def loose(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
         written.append(path)
 
     yield put
-    for path in written:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    for parent in {place for path in folders for place in (path, *path.parents) if folder in (place, *place.parents)} | {
-        folder.parent
-    }:
-        _fsync_folder(parent)
+    places = {place for path in folders for place in (path, *path.parents) if folder in (place, *place.parents)} | {folder.parent}
+    try:
+        for path in written:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for place in places:
+            _fsync_folder(place)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def write_bytes(path: Path, data: bytes) -> str:
@@ -113,7 +135,39 @@ def write_text(path: Path, text: str) -> str:
 
 def write_json(path: Path, data: Any) -> str:
     """Writes JSON atomically (indented, NaN refused) and returns its sha256."""
-    return write_text(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    return write_text(path, _as_text(data))
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> str:
+    """`write_json` of an object that also holds the sha256 of what else is in it: a manifest, which no other file vouches for."""
+    return write_json(path, {**data, SEAL: sha256_json(data)})
+
+
+def unsealed(text: str, where: str) -> Any:
+    """What `write_sealed` was given; JSON without a seal as it is.
+
+    Raises:
+        DataError: not JSON, or not one byte as it was written.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not readable as JSON ({error})") from None
+    if not isinstance(data, dict) or SEAL not in data:
+        return data
+    rest = {key: value for key, value in data.items() if key != SEAL}
+    if text != _as_text(data) or data[SEAL] != sha256_json(rest):
+        raise DataError(f"{where}: differs from the sha256 in it: changed after it was written")
+    return rest
+
+
+def read_sealed(path: Path) -> Any:
+    """Reads what `write_sealed` wrote; raises as `unsealed`, and where there is no such file."""
+    return unsealed(_text_of(path), str(path))
+
+
+def _as_text(data: Any) -> str:
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -123,7 +177,14 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing or isn't JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(_text_of(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -138,54 +199,6 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# Hashes
-
-
-def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def entry_of(path: Path) -> dict[str, Any]:
-    """What is written down of a file, so that it can be checked: bytes and sha256."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def differing(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for every file below `folder` that isn't as its entry (`entry_of`) says: missing, a link among them, or changed."""
-    lines = []
-    for name, entry in listed.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            lines.append(f"missing {name!r}")
-        elif not _is_as(path, entry):
-            lines.append(f"changed {name!r}")
-    return lines
-
-
-def _is_as(path: Path, entry: Mapping[str, Any]) -> bool:
-    return path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
-
-
-def sha256_json(data: Any) -> str:
-    """sha256 of the canonical JSON form (sorted keys, no spaces)."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
-
-
-@cache
-def code_version() -> str:
-    """synthgen's version and a digest of its sources: a stage made by other code isn't taken for this code's."""
-    from synthgen import __version__
-
-    root = Path(__file__).resolve().parent
-    digest = hashlib.sha256()
-    for folder in (root, (root / "models").resolve()):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return f"{__version__}+{digest.hexdigest()[:12]}"
 
 
 # Stages
@@ -227,14 +240,19 @@ class Stage:
             for path in sorted([top, *top.rglob("*")])
             if path.is_file()
         }
-        write_json(self.path(STAGE_MANIFEST), {"schema": STAGE_SCHEMA, "stage": self.name, **self.identity, "files": files})
+        made = {"schema": STAGE_SCHEMA, "stage": self.name, **self.identity, "files": files}
+        write_sealed(self.path(STAGE_MANIFEST), made | {"timing": {TIMING: entry_of(self.path(TIMING))}})
         self.done = True
         self.forget_resume()
 
     def forget_resume(self) -> None:
-        """Removes what was kept for a resumption; also after a kill between `stage.json` and this."""
-        for leftover in list(self.folder.glob(f"{RESUME}*")):
-            _remove(leftover)
+        """Removes what was kept for a resumption; also after a kill between `stage.json` and this.
+
+        What can't be removed goes the next time: the stage is finished all the same.
+        """
+        with suppress(OSError):
+            for leftover in list(self.folder.glob(f"{RESUME}*")):
+                remove(leftover)
 
 
 @contextmanager
@@ -258,22 +276,22 @@ def stage(
     finished = (folder / STAGE_MANIFEST).exists()
     if finished:
         found = read_manifest(folder)
-        changes = list(_changes({key: found.get(key) for key in identity}, identity).values())
-        if not changes:
+        changed = list(changes({key: found.get(key) for key in identity}, identity).values())
+        if not changed:
             check_folder(folder, found)
             work.done = True
             work.forget_resume()
             yield work
             return
         if not restart:
-            shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise StorageError(
                 f"{folder}: the finished stage {name!r} was made differently: {shown}. "
                 "Give --out another folder, or --restart to make it again"
             )
     attempt = _attempt(folder)
     _refuse_foreign(folder, attempt is not None)
-    same = not finished and attempt is not None and not _changes(attempt, identity)
+    same = not finished and attempt is not None and not changes(attempt, identity)
     if not same:  # nobody's attempt: what is left of the old one is never taken for this one's, wherever a kill falls
         write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA})
     _clear(folder, keep_resume=same)
@@ -298,7 +316,7 @@ def finished_but_for(folder: Path, config: Mapping[str, Any], inputs: Mapping[st
         return False
     found = read_manifest(folder)
     identity = {"config": dict(config), "inputs": dict(inputs), "code": code_version()}
-    return _changes({key: found.get(key) for key in identity}, identity).keys() <= {f"config.{name}" for name in names}
+    return changes({key: found.get(key) for key in identity}, identity).keys() <= {f"config.{name}" for name in names}
 
 
 def seconds(folder: Path) -> float:
@@ -326,10 +344,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise StorageError(
             f"{folder}: no {STAGE_MANIFEST}, so it is unfinished or not a folder of synthgen; run the job that makes it again"
         )
-    data = read_json(manifest)
-    if not isinstance(data, dict) or data.get("schema") != STAGE_SCHEMA:
-        raise StorageError(f"{manifest}: not written by synthgen (its schema isn't {STAGE_SCHEMA!r}); choose another folder")
+    try:
+        data = read_sealed(manifest)
+    except DataError as error:
+        raise StorageError(f"{error}; delete {folder} and run the command again") from None
+    if not isinstance(data, dict) or data.get("schema") not in STAGE_SCHEMAS:
+        raise StorageError(
+            f"{manifest}: not written by synthgen (its schema is none of {', '.join(STAGE_SCHEMAS)}); choose another folder"
+        )
     return data
+
+
+def entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Every file that a stage's manifest vouches for, its timing too: name -> entry."""
+    return {**manifest["files"], **manifest.get("timing", {})}
 
 
 def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
@@ -338,21 +366,22 @@ def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> Non
     Raises:
         StorageError: a file is missing or changed; its name is in the message.
     """
-    for name, entry in (manifest or read_manifest(folder))["files"].items():
+    for name, entry in entries(manifest or read_manifest(folder)).items():
         path = folder / name
         if not path.is_file():
             raise StorageError(f"{path}: listed in {STAGE_MANIFEST} but missing; delete {folder} and run the command again")
-        if not _is_as(path, entry):
+        if not is_as(path, entry):
             raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")
 
 
 def _leave_no_trace(folder: Path, mark: str) -> None:
-    """Removes our mark from a folder in which nothing was written, and the folder if it is empty then."""
-    names = {path.name for path in folder.iterdir()}
-    if mark in names and names <= {mark, LOCK}:
-        (folder / mark).unlink()
-        if names == {mark}:
-            folder.rmdir()
+    """Removes our mark from a folder in which nothing was written, and the folder if it is empty then; it may also stay."""
+    with suppress(OSError):
+        names = {path.name for path in folder.iterdir()}
+        if mark in names and names <= {mark, LOCK}:
+            (folder / mark).unlink()
+            if names == {mark}:
+                folder.rmdir()
 
 
 def _attempt(folder: Path) -> dict[str, Any] | None:
@@ -385,31 +414,20 @@ def _refuse_foreign(folder: Path, unfinished: bool) -> None:
 
 def _clear(folder: Path, keep_resume: bool) -> None:
     """Empties a stage folder, its manifest first, so that a kill in between leaves it unfinished."""
-    (folder / STAGE_MANIFEST).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.name not in (ATTEMPT, LOCK) and not (keep_resume and path.name.startswith(RESUME)):
-            _remove(path)
+    try:
+        if (folder / STAGE_MANIFEST).exists():
+            (folder / STAGE_MANIFEST).unlink()
+            _fsync_folder(folder)
+        for path in folder.iterdir():
+            if path.name not in (ATTEMPT, LOCK) and not (keep_resume and path.name.startswith(RESUME)):
+                remove(path)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it; what is gone already is no error."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def _changes(old: Any, new: Any, where: str = "") -> dict[str, str]:
-    """Differences of two JSON values: where -> in words."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return {
-            place: line
-            for key in sorted({*old, *new})
-            for place, line in _changes(old.get(key), new.get(key), f"{where}.{key}" if where else str(key)).items()
-        }
-    same = json.dumps(old) == json.dumps(new)
-    return {} if same else {where: f"{where} was {_short(old)}, is {_short(new)}"}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def is_passing(name: str) -> bool:
@@ -430,7 +448,7 @@ def lock(folder: Path) -> Iterator[None]:
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
         raise StorageError(f"{folder}: holds files that synthgen didn't write; choose an empty or new --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise StorageError(f"{folder}: can't be used as an output folder ({error.strerror}); choose another --out") from error

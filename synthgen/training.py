@@ -7,7 +7,6 @@ from its last checkpoint as if nothing had happened, bit for bit on one platform
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import time
 import warnings
@@ -21,11 +20,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from synthgen import randomness, storage
+from synthgen import preemption, randomness, storage
+from synthgen.checkpoints import AtomicCheckpointIO, NotFinite, finite, newest
 from synthgen.choice import Choice, Finding
 from synthgen.data.stacks import Stack
 from synthgen.data.transforms import to_float
@@ -245,22 +245,6 @@ class Steps(Sampler[int]):
         return range(*self.bounds[self.epoch : self.epoch + 2]) if self.epoch < self.epochs else range(0)
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints through `storage`: whole or not at all, and read back without running code."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        storage.write_bytes(Path(path), buffer.getvalue())
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        return loaded
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
 class Watch(pl.Callback):
     """Records loss and learning rates, tells who watches, stops on a loss that isn't finite, and saves for resumption."""
 
@@ -289,6 +273,7 @@ class Watch(pl.Callback):
 
         Not through Lightning's `ckpt_path`: a checkpoint between epochs makes its loop repeat a batch (2.6).
         """
+        preemption.listen_again()  # Lightning's handler would end training at once, unsaved
         if self.resume is None:
             return
         module.load_state_dict(self.resume["state_dict"])
@@ -310,8 +295,11 @@ class Watch(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.done += 1
-        if self.done % self.every == 0 or trainer.is_last_batch:
+        # by the step alone: where a run that was interrupted ends its epochs is no part of its record
+        if self.done % self.every == 0 or self.done == self.steps or (self.looks and self.done in self.looks.steps):
             self._note(trainer, float(outputs["loss"]))
+        if preemption.asked():
+            trainer.should_stop = True  # ends the epoch, between which checkpoints are taken
 
     def _note(self, trainer: pl.Trainer, loss: float) -> None:
         if not np.isfinite(loss):
@@ -352,17 +340,18 @@ class Watch(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.sampler:  # Lightning asks for the next epoch's length before it says which one it is
             self.sampler.set_epoch(trainer.current_epoch + 1)
-        if self.looks and self.done in self.looks.steps and not trainer.should_stop:
+        if self.looks and self.done in self.looks.steps and not self.choice.stopped:
             self._look(trainer, module)
-        if self.folder is None or time.monotonic() - self.saved_at < self.save_every_s:
+        if self.done == self.steps or self.choice.stopped:  # no hook runs where no step is left: it couldn't be taken up
             return
-        if self.done == self.steps or trainer.should_stop:  # no hook runs where no step is left: it couldn't be taken up
-            return
-        if not all(torch.isfinite(p).all() for p in module.parameters()):
-            self._fail(trainer, f"a weight is no longer finite at step {self.done}")
-            return
-        trainer.save_checkpoint(self.folder / f"{storage.RESUME}-{self.saves % 2}.ckpt")
-        self.saves, self.saved_at = self.saves + 1, time.monotonic()
+        if self.folder and (preemption.asked() or time.monotonic() - self.saved_at >= self.save_every_s):
+            try:
+                trainer.save_checkpoint(self.folder / f"{storage.RESUME}-{self.saves % 2}.ckpt")
+            except NotFinite as where:
+                self._fail(trainer, f"a number in {where} is no longer finite at step {self.done}")
+                return
+            self.saves, self.saved_at = self.saves + 1, time.monotonic()
+        preemption.check()
 
     @property
     def state_key(self) -> str:
@@ -420,7 +409,7 @@ def fit(
         if (batch.labels == UNLABELLED).any():
             raise DataError(f"{task}: {int((batch.labels == UNLABELLED).sum())} images have no label; leave them out")
     started = time.perf_counter()
-    resume = _newest_checkpoint(folder)
+    resume = newest(folder)
     first = resume["callbacks"]["Watch"]["done"] if resume else 0
     sampler = Steps(first, steps, looks.steps if looks else ())
     watch = Watch(task, steps, progress, folder, save_every_s, resume, looks, sampler, log)
@@ -445,12 +434,16 @@ def fit(
             use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
         )
-        trainer.fit(module, loader)
+        try:
+            trainer.fit(module, loader)
+        except SIGTERMException:  # came before the first step
+            preemption.check()
+            raise
     if log:
         log.close()
     module.cpu()
     step = watch.leave(module)
-    if not all(torch.isfinite(p).all() for p in module.parameters()):
+    if not finite(module.state_dict()):
         raise TrainingError(f"{task}: a weight is no longer finite after {steps} steps; lower its lr")
     module.eval()
     findings = tuple(watch.choice.findings)
@@ -481,15 +474,3 @@ def pick_device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return asked
-
-
-def _newest_checkpoint(folder: Path | None) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; a kill during the last save leaves the one before."""
-    if folder is None or not folder.is_dir():
-        return None
-    for path in sorted(folder.glob(f"{storage.RESUME}-*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
-        try:
-            return AtomicCheckpointIO().load_checkpoint(path, map_location="cpu")
-        except Exception:  # damaged by the disk: the one before it is as good
-            continue
-    return None

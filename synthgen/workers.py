@@ -18,12 +18,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from synthgen import preemption
 from synthgen.errors import SynthgenError
 from synthgen.types import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _events: Any = None
+SAVE_S = 60.0
+"""For which workers that were told to stop may save; SLURM and Kubernetes give 30 s before they kill."""
 
 
 class Remote:
@@ -63,6 +66,7 @@ class Pool:
         self.workers = workers or _cores()
         self._executor: ProcessPoolExecutor | None = None
         self._events: Any = None
+        self._running: list[Any] = []
 
     def __enter__(self) -> Pool:
         return self
@@ -70,7 +74,9 @@ class Pool:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._executor is None:
             return
-        workers = list((self._executor._processes or {}).values())  # Python 3.14 has kill_workers()
+        workers = self._processes()
+        if error is not None and issubclass(error, preemption.Preempted):
+            self._let_save(workers)
         self._executor.shutdown(wait=False, cancel_futures=True)
         if error is not None:  # what still runs would write into a folder whose lock is about to be given up
             for worker in workers:
@@ -85,9 +91,9 @@ class Pool:
         """
         if self.workers == 1 or len(tasks) <= 1:
             with single_thread():
-                return [function(task, progress) for task in tasks]
+                return [_checked(function, task, progress) for task in tasks]
         executor = self._start()
-        pending = futures = [executor.submit(_run, function, task) for task in tasks]
+        pending = futures = self._running = [executor.submit(_run, function, task) for task in tasks]
         try:
             while pending:
                 done, rest = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -100,6 +106,17 @@ class Pool:
                 future.cancel()
             raise
         return [future.result() for future in futures]
+
+    def _processes(self) -> list[Any]:
+        assert self._executor is not None
+        return list((self._executor._processes or {}).values())  # Python 3.14 has kill_workers()
+
+    def _let_save(self, workers: list[Any]) -> None:
+        """Tells the workers, and gives them the time that what they are doing needs to be saved."""
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+        wait(self._running, timeout=SAVE_S)
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
@@ -130,6 +147,7 @@ def _initialise(events: Any) -> None:
     global _events
     _events = events
     torch.set_num_threads(1)
+    preemption.listen(held_back=True)
     _watch_parent()
 
 
@@ -145,4 +163,10 @@ def _exit_with_parent() -> None:
 
 
 def _run(function: Callable[[Any, Progress], Any], task: Any) -> Any:
-    return function(task, Remote(_events))
+    with preemption.released():
+        return function(task, Remote(_events))
+
+
+def _checked(function: Callable[[Any, Progress], Any], task: Any, progress: Progress) -> Any:
+    preemption.check()
+    return function(task, progress)

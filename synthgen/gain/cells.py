@@ -101,12 +101,12 @@ class Trained:
     test: np.ndarray | None = None
 
     def to_bytes(self) -> bytes:
-        """As safetensors, with a sha256 over the numbers."""
+        """As safetensors, with a sha256 over everything in it."""
         arrays = {"val": self.val} | {f"weights.{name}": array for name, array in self.weights.items()}
         if self.test is not None:
             arrays["test"] = self.test
-        about = {name: getattr(self, name) for name in _ABOUT} | {"sha256": _sha256(arrays)}
-        return save_arrays(arrays, {"about": json.dumps(about)})
+        about = {name: getattr(self, name) for name in _ABOUT}
+        return save_arrays(arrays, {"about": json.dumps(about | {"sha256": _sha256(arrays, about)})})
 
     @staticmethod
     def from_bytes(data: bytes) -> Trained:
@@ -121,7 +121,7 @@ class Trained:
             about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["about"])
         except (SafetensorError, ValueError, KeyError) as error:
             raise DataError(f"not a finished cell of a study ({error})") from error
-        if about.pop("sha256", "") != _sha256(arrays):
+        if about.pop("sha256", "") != _sha256(arrays, about):
             raise DataError("a finished cell of a study differs from its sha256")
         weights = {name.removeprefix("weights."): array for name, array in arrays.items() if name.startswith("weights.")}
         return Trained(weights, arrays["val"], test=arrays.get("test"), **about)
@@ -133,8 +133,8 @@ TRIED = ("tune", "search")
 _ABOUT = ("num_real", "num_synthetic", "steps", "seconds", "device_seconds", "chosen", "failure")
 
 
-def _sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _sha256(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(
             f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode() + np.ascontiguousarray(arrays[name]).tobytes()

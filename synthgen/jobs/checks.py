@@ -7,16 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from synthgen import elsewhere, storage
+from synthgen import elsewhere, extraction, logs, storage
 from synthgen.errors import DataError, StorageError
-from synthgen.jobs.reports import RUN
+from synthgen.gain.cells import Trained
+from synthgen.jobs.finished import FOLDER, OPENED, openings
+from synthgen.jobs.gates import CACHE
+from synthgen.jobs.reports import RUN, TOLD
 from synthgen.shards import manifest
 
 
 def verify(place: str) -> dict[str, Any]:
     """Checks every byte of an export or of a run folder against the sha256 that was written down.
 
-    Of a run: all stages, verdict, settings and report. Its caches (`features-cache/`, `gain-networks/`) check themselves.
+    Of a run: all stages, verdict, settings, report, and what it keeps to go on from (`features-cache/`, `gain-networks/`), each
+    entry of which has its sha256 in it. Logs (`logs/`, `wandb/`) are other tools' files and no result.
 
     Args:
         place: a folder, or a place that fsspec knows (s3://bucket/folder).
@@ -44,7 +48,7 @@ def verify(place: str) -> dict[str, Any]:
         )
     problems = []
     listed = _told(folder, problems)
-    problems += storage.differing(folder, listed)
+    problems += storage.differing(folder, listed) + _kept(folder) + _beside(folder, stages, set(listed))
     for stage in stages:
         where = stage.relative_to(folder)
         made = {(where / name).as_posix(): entry for name, entry in _made(stage, problems).items()}
@@ -61,7 +65,7 @@ def verify(place: str) -> dict[str, Any]:
 def _made(stage: Path, problems: list[str]) -> dict[str, Any]:
     """The files that a stage lists; where it can't be read, that is a problem and there are none."""
     try:
-        return dict(storage.read_manifest(stage)["files"])
+        return storage.entries(storage.read_manifest(stage))
     except (DataError, StorageError) as error:
         problems.append(str(error))
         return {}
@@ -72,11 +76,46 @@ def _told(folder: Path, problems: list[str]) -> dict[str, Any]:
     if not (folder / RUN).is_file():
         problems += [f"unfinished: no {RUN}"] if (folder / "verdict.json").is_file() else []
         return {}
-    found = storage.read_json(folder / RUN)
+    try:
+        found = storage.read_sealed(folder / RUN)
+    except DataError:
+        found = None
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
         problems.append(f"changed {RUN!r}")
         return {}
     return dict(found["files"])
+
+
+def _kept(folder: Path) -> list[str]:
+    """What is damaged of the networks and features that are kept to go on from; it would be made again when it is needed."""
+    damaged = [path for path in sorted(folder.rglob(f"{CACHE}/*.safetensors")) if not extraction.is_entry(path)]
+    for path in sorted(folder.rglob(f"{FOLDER}/*/*.safetensors")):
+        try:
+            Trained.from_bytes(path.read_bytes())
+        except (OSError, DataError):
+            damaged.append(path)
+    for path in folder.rglob(f"{FOLDER}/{OPENED}"):
+        try:
+            openings(path)
+        except DataError:
+            damaged.append(path)
+    return [f"changed {path.relative_to(folder).as_posix()!r}" for path in damaged]
+
+
+def _beside(folder: Path, stages: list[Path], listed: set[str]) -> list[str]:
+    """Files of a run folder that nothing in it speaks of."""
+    known = {RUN, *TOLD, *listed}
+    inner = [stage.relative_to(folder).as_posix() + "/" for stage in stages if stage != folder]
+    aside = tuple(f"{name}/" for name in (logs.FOLDER, "wandb", FOLDER, CACHE))
+    if folder in stages or not (folder / RUN).is_file():  # a stage tells of its own; without run.json the folder isn't one run's
+        return []
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    unfinished = [path.parent.relative_to(folder).as_posix() + "/" for path in folder.rglob(storage.ATTEMPT)]
+    return [
+        f"extra {name!r}"
+        for name in names
+        if name not in known and not name.startswith((*inner, *unfinished, *aside)) and not storage.is_passing(Path(name).name)
+    ]
 
 
 def _extra(folder: Path, stage: Path, listed: dict[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ asked for something more trains only what isn't there.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -21,7 +20,7 @@ from synthgen.gain.cells import Cell, Trained
 from synthgen.jobs.order import Order
 
 FOLDER = "gain-networks"
-OPENED = "opened.json"
+OPENED, OPENED_SCHEMA = "opened.json", "synthgen.openings/1"
 
 ASSESSED = ("watts", "extrapolate", "smallest_gain", "next_images")
 """Settings of `gain` that no network depends on, and no choice on val: only how a study is told."""
@@ -82,7 +81,7 @@ class Finished:
         """Removes the cells of other settings, splits and versions of the code, which nothing here can use again."""
         for other in self.folder.parent.iterdir():
             if re.fullmatch("[0-9a-f]{16}", other.name) and other != self.folder:
-                shutil.rmtree(other)
+                storage.remove(other)
 
 
 def open_test(folder: Path, split: str, study: dict[str, Any], networks: int, unseen: int, chosen: dict[str, str]) -> list[Any]:
@@ -99,13 +98,25 @@ def open_test(folder: Path, split: str, study: dict[str, Any], networks: int, un
         chosen: what val chose.
     """
     path = folder / FOLDER / OPENED
-    before = [each for each in storage.read_json(path) if each["split"] == split] if path.is_file() else []
+    before = [each for each in openings(path) if each["split"] == split] if path.is_file() else []
     if before and before[-1]["study"] == study:
         return before
     now = datetime.now(UTC).isoformat(timespec="seconds")
     every = [*before, {"split": split, "at": now, "networks": networks, "unseen": unseen, **chosen, "study": study}]
-    storage.write_json(path, every)
+    storage.write_sealed(path, {"schema": OPENED_SCHEMA, "openings": every})
     return every
+
+
+def openings(path: Path) -> list[Any]:
+    """What `open_test` wrote.
+
+    Raises:
+        DataError: changed since, so that nobody knows what was seen of the test images.
+    """
+    found = storage.read_sealed(path)
+    if not isinstance(found, dict) or found.get("schema") != OPENED_SCHEMA:
+        raise DataError(f"{path}: not the record of when the test images were opened; start in another --out")
+    return list(found["openings"])
 
 
 def told(openings: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -262,6 +262,8 @@ class Judging:
     def __init__(self, order: Order, split: Split, networks: Path) -> None:
         config = order.config
         self.order, self.split = order, split
+        if (networks / storage.STAGE_MANIFEST).is_file():  # not where they are being made
+            storage.check_folder(networks)
         self.judges = [
             self._load(networks / f"judge-{number}.safetensors", _judge_network(config, split.spec, config.seed + number + 1))
             for number in range(config.features.folds)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthgen import logs, models, sampling, storage, training
+from synthgen import logs, models, preemption, sampling, storage, training
 from synthgen.errors import CheckpointError
 from synthgen.jobs import pools, pretrained
 from synthgen.jobs.gates import Judging, num_candidates
@@ -50,7 +50,8 @@ def train(order: Order, split: Split, networks: Path, model: str, out: Path) -> 
         settings["seen_with"] = seen_with(config)
         if config.features.extractor != "domain":
             inputs["extractor"] = extractors.check(config.features)
-    with order.stage(out, f"train {model}", settings, inputs) as work:
+    # a signal is noted within: training saves and stops at its next step, and what is trained is written first
+    with preemption.held(), order.stage(out, f"train {model}", settings, inputs) as work:
         if not work.done:
             generator, start = _start(order, split, model)
             looker = Looker(order, split, networks) if config.looks.times else None
@@ -194,6 +195,8 @@ def _label_plan(order: Order, split: Split, networks: Path) -> np.ndarray:
 def _load_generator(path: Path, split: Split) -> tuple[models.Generator, str]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; `synthgen train` writes {CHECKPOINT}")
+    if (path.parent / storage.STAGE_MANIFEST).is_file():
+        storage.check_folder(path.parent)
     data = path.read_bytes()
     about = read_header(data, str(path))
     spec = DatasetSpec.from_json(about["spec"], str(path))

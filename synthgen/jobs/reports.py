@@ -26,7 +26,7 @@ def make_report(order: Order, out: Path) -> Path:
     storage.write_json(path.with_name(DATA), report.data)
     storage.write_text(path, report.html)
     files = {name: storage.entry_of(out / name) for name in TOLD if (out / name).is_file()}
-    storage.write_json(out / RUN, {"schema": "synthgen.run/1", "files": files})
+    storage.write_sealed(out / RUN, {"schema": "synthgen.run/2", "files": files})
     order.progress.finish("report", str(path))
     return path
 

@@ -19,7 +19,7 @@ from synthgen.gain import assess, cells
 from synthgen.gain.arms import RECIPES
 from synthgen.gain.cells import Cell, Network
 from synthgen.jobs import gains
-from synthgen.jobs.finished import FOLDER, OPENED, Finished
+from synthgen.jobs.finished import FOLDER, OPENED, Finished, openings
 from synthgen.jobs.gains import Contest, Judged
 from synthgen.jobs.real import Split
 from synthgen.types import Batch, GainReport
@@ -247,11 +247,11 @@ def test_a_study_that_is_killed_after_the_opening_opened_it_once(run, monkeypatc
     monkeypatch.setattr(assess, "assess", dying)
     with pytest.raises(KeyboardInterrupt):
         run.study()
-    first = storage.read_json(run.out / FOLDER / OPENED)
+    first = openings(run.out / FOLDER / OPENED)
     kill = False
     run.study()
     assert (run.trained, run.predicted) == ([], [])
-    assert storage.read_json(run.out / FOLDER / OPENED) == first
+    assert openings(run.out / FOLDER / OPENED) == first
     assert run.opened["again"] == []
     assert run.opened["at"] == first[0]["at"]
 

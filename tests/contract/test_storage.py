@@ -212,7 +212,7 @@ def test_a_kill_at_any_moment_is_recovered_from(tmp_path, monkeypatch, moment):
         patched.setattr(storage.shutil, "rmtree", count(storage.shutil.rmtree))
         with suppress(KeyboardInterrupt):
             make(folder)
-    assert (left[0] < 0) == (moment < 17), "every change of the disk has its turn"
+    assert (left[0] < 0) == (moment < 16), "every change of the disk has its turn"
     with storage.stage(folder, "toy", CONFIG, INPUTS) as work:
         if not work.done:
             assert not set(names(folder)) & {"resume-0.ckpt", "resume/cell.bin"}, "progress of other settings"

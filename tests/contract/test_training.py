@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 
 from synthgen import models, training
-from synthgen.errors import ConfigError, DataError
-from synthgen.training import AtomicCheckpointIO, Keyed, Steps, pick_device
+from synthgen.checkpoints import AtomicCheckpointIO, NotFinite, newest
+from synthgen.errors import CheckpointError, ConfigError, DataError
+from synthgen.training import Keyed, Steps, pick_device
 from synthgen.types import UNLABELLED, Batch, Silent
 
 CPU = torch.device("cpu")
@@ -117,11 +119,38 @@ def test_a_checkpoint_with_code_in_it_is_refused_unrun(tmp_path, written_by):
         torch.save({"state_dict": Attack(trace)}, path)
     else:
         path.write_bytes(pickle.dumps({"state_dict": Attack(trace)}, protocol=2))
-    with pytest.raises(pickle.UnpicklingError):
+    code = path.read_bytes()
+    path.write_bytes(code + hashlib.sha256(code).digest())
+    with pytest.raises(CheckpointError, match="not a checkpoint of a training"):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
     assert not trace.exists()
+    path.write_bytes(code)
     torch.load(path, weights_only=False) if written_by == "torch" else pickle.loads(path.read_bytes())
     assert trace.exists(), "the attack works where code is run"
+
+
+@pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_good_checkpoint_is_never_replaced_by_one_that_is_not_finite(tmp_path, part, value):
+    good = {"state_dict": {"w": torch.ones(3)}, "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}]}
+    AtomicCheckpointIO().save_checkpoint(good, tmp_path / "a.ckpt")
+    before = (tmp_path / "a.ckpt").read_bytes()
+    bad = {"state_dict": {"w": torch.ones(3)}, "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}]}
+    found = bad[part]["w"] if part == "state_dict" else bad[part][0]["state"][0]["exp_avg"]
+    found[1] = value
+    with pytest.raises(NotFinite, match=part):
+        AtomicCheckpointIO().save_checkpoint(bad, tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("place", range(0, 1200, 97))
+def test_a_flipped_bit_of_a_checkpoint_is_seen(tmp_path, place):
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(50)}}, tmp_path / "a.ckpt")
+    data = bytearray((tmp_path / "a.ckpt").read_bytes())
+    data[place % len(data)] ^= 4
+    (tmp_path / "a.ckpt").write_bytes(data)
+    with pytest.raises(CheckpointError, match="differs from the sha256"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
 
 
 def fit(tiny, toy, toy_spec, folder, steps=8, save_every_s=0.0):
@@ -147,9 +176,9 @@ def test_a_kill_after_the_last_step_does_not_leave_an_untrained_network(tiny, to
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny, toy, toy_spec, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "EPOCH", 2)
     whole, _ = fit(tiny, toy, toy_spec, tmp_path)
-    newest = max(tmp_path.glob("resume-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    newest.write_bytes(newest.read_bytes()[:100])
-    assert training._newest_checkpoint(tmp_path)["callbacks"]["Watch"]["done"] == 4
+    last = max(tmp_path.glob("resume-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    last.write_bytes(last.read_bytes()[:100])
+    assert newest(tmp_path)["callbacks"]["Watch"]["done"] == 4
     resumed, _ = fit(tiny, toy, toy_spec, tmp_path)
     assert same(whole, resumed)
 

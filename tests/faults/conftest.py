@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from synthgen import training
+from tests.faults import runs
 from tests.faults.figures import FIGURES
 
 
@@ -18,3 +21,22 @@ def tally(record_property) -> Callable[..., None]:
         record_property("figure", [name, cases, bad])
 
     return count
+
+
+@pytest.fixture
+def many_checkpoints(monkeypatch) -> None:
+    """A training of a few steps saves in between."""
+    monkeypatch.setattr(training, "EPOCH", 2)
+    monkeypatch.setattr(training, "fit", partial(training.fit, save_every_s=0.0))
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory) -> runs.Calm:
+    """A run of `runs.order()`."""
+    return runs.Calm(tmp_path_factory.mktemp("calm"), lambda stage: runs.order())
+
+
+@pytest.fixture(scope="session")
+def small_calm(tmp_path_factory) -> runs.Calm:
+    """A run of `runs.small`, for the training of a few steps alone: no stage after it could use it."""
+    return runs.Calm(tmp_path_factory.mktemp("small"), runs.small)

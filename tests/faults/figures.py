@@ -1,4 +1,4 @@
-"""The figures of the reliability suites: each test says how many cases it tried and how many went wrong; one line shows them all."""
+"""The figures of the reliability suites: each test says how many cases it tried and how many went wrong; one line shows all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ LONG = os.environ.get("SYNTHGEN_FAULTS") == "long"
 FIGURES = {
     "io": "faults survived {good}/{cases}",
     "bytes": "bytes lost {bad}",
+    "cuts": "power cuts survived {good}/{cases}",
     "power": "acknowledged files lost to power cuts {bad}/{cases}",
     "kills": "kills survived {good}/{cases}",
     "damage": "silent corruptions {bad}/{cases}",

@@ -167,6 +167,8 @@ def writes(tree: ast.AST) -> list[int]:
 
 def _writes(call: ast.Call, safe: set[str]) -> bool:
     given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    if any(ast.unparse(value) == "os.devnull" for value in given):
+        return False
     into_safe = any(isinstance(value, ast.Name) and value.id in safe for value in given)
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
     of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
@@ -186,6 +188,7 @@ def _writes(call: ast.Call, safe: set[str]) -> bool:
     [
         ("open(path, 'w')", True),
         ("open(path, mode='ab')", True),
+        ("open(os.devnull, 'w')", False),
         ("path.open('x')", True),
         ("open(path)", False),
         ("open(path, 'rb')", False),

@@ -1,0 +1,73 @@
+"""sha256 of files, folders' entries, JSON and the code; and in words, how two JSON values differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """What is written down of a file, so that it can be checked: bytes and sha256."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def differing(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for every file below `folder` that isn't as its entry (`entry_of`) says: missing, a link among them, or changed."""
+    lines = []
+    for name, entry in listed.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            lines.append(f"missing {name!r}")
+        elif not is_as(path, entry):
+            lines.append(f"changed {name!r}")
+    return lines
+
+
+def is_as(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file is as its entry says."""
+    return path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
+
+
+def sha256_json(data: Any) -> str:
+    """sha256 of the canonical JSON form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """synthgen's version and a digest of its sources: a stage made by other code isn't taken for this code's."""
+    from synthgen import __version__
+
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for folder in (root, (root / "models").resolve()):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:12]}"
+
+
+def changes(old: Any, new: Any, where: str = "") -> dict[str, str]:
+    """Differences of two JSON values: where -> in words."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {
+            place: line
+            for key in sorted({*old, *new})
+            for place, line in changes(old.get(key), new.get(key), f"{where}.{key}" if where else str(key)).items()
+        }
+    same = json.dumps(old) == json.dumps(new)
+    return {} if same else {where: f"{where} was {_short(old)}, is {_short(new)}"}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,141 @@
+"""The real command line, ended by SIGKILL and SIGTERM at random moments: the same command again ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults import runs
+from tests.faults.figures import LONG
+
+KILLS = 400 if LONG else 14
+EVERYTHING = [name for names in runs.MADE.values() for name in names]
+SETTINGS = runs.SMALLEST
+
+
+class Warm:
+    """`synthgen ARGUMENTS` in processes of their own that start at once; see `warm`."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def call(
+        self,
+        arguments: list[str],
+        log: Path,
+        end_after: float | None = None,
+        how: signal.Signals = signal.SIGKILL,
+        once: Path | None = None,
+    ) -> int:
+        """Exit code; negative where a signal ended it. It gets `how` after so many seconds, counted from when `once` is there."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([arguments, str(log)]) + "\n")
+        self.process.stdin.flush()
+        child = int(self._line())
+        if end_after is not None:
+            wait_for(once)
+            time.sleep(end_after)
+            os.kill(child, how)  # a child that has ended waits for its parent to ask: its number isn't given to another yet
+        return int(self._line().split()[1])
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def wait_for(*paths: Path | None) -> None:
+    """Returns when they are there, or after two minutes."""
+    for _ in range(2400):
+        if all(path is None or path.exists() for path in paths):
+            return
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    server = Warm()
+    yield server
+    server.close()
+
+
+def command(out: Path) -> list[str]:
+    return ["run", "digits-smoke", "--out", str(out), *SETTINGS]
+
+
+@pytest.mark.timeout(7200)
+def test_a_run_that_is_ended_at_any_moment_is_finished_by_the_same_command(warm, tmp_path, tally):
+    started = time.monotonic()
+    assert warm.call(command(tmp_path / "calm"), tmp_path / "calm.log") == 0, (tmp_path / "calm.log").read_text()
+    length = time.monotonic() - started
+    assert (tmp_path / "calm" / "shards").is_dir(), "there is something to export"
+    expected = runs.contents(tmp_path / "calm", EVERYTHING)
+    draws, wrong, ended, out, log = np.random.default_rng(0), [], 0, tmp_path / "run-0", tmp_path / "log"
+    fresh = 0
+    while ended < KILLS:
+        how = signal.SIGTERM if draws.random() < 0.4 else signal.SIGKILL
+        code = warm.call(command(out), log, float(draws.uniform(0, length)), how)
+        if code in (-signal.SIGKILL, 128 + signal.SIGTERM):
+            ended += 1
+            if draws.random() < 0.6:  # killed again and again on its way
+                continue
+        elif code != 0:
+            wrong.append(f"{how.name}: exit code {code}")
+        again = warm.call(command(out), log)
+        found = runs.contents(out, EVERYTHING)
+        checked = warm.call(["verify", str(out)], log)
+        if again != 0 or checked != 0 or found != expected:
+            differing = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+            wrong.append(f"{how.name}: then exit codes {again} and {checked}, other than the calm run: {differing[:3]}")
+        fresh += 1
+        out = tmp_path / f"run-{fresh}"
+    tally("kills", ended, len(wrong))
+    assert not wrong, (wrong, log.read_text()[-2000:])
+
+
+def test_sigterm_and_sigusr1_save_and_exit_143(warm, tmp_path, tally):
+    """In the middle of a training that has saved nothing yet."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        out, log = tmp_path / name, tmp_path / f"{name}.log"
+        long = [*command(out), "generators.diffusion.steps=100000", "looks.times=0"]
+        code = warm.call(long, log, 0.5, getattr(signal, name), out / "train" / runs.MODEL / "resume.json")
+        saved = list(out.glob("train/*/resume-*.ckpt"))
+        said = log.read_text()
+        tally("kills", 1, not (code == 143 and saved and f"stopped by {name}" in said))
+        assert code == 143, said
+        assert saved
+        assert f"stopped by {name}; run the same command again to go on" in said
+
+
+def test_workers_are_told_too(tmp_path, tally):
+    """Two generators in two processes: both have saved when the command ends."""
+    settings = ["models=[vae,diffusion]", "workers=2", "generators.vae.steps=100000", "generators.diffusion.steps=100000"]
+    arguments = [*command(tmp_path / "run"), "looks.times=0", *settings]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synthgen", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    marks = [tmp_path / "run" / "train" / name / "resume.json" for name in ("vae", "diffusion")]
+    wait_for(*marks)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=90)[1]
+    saved = [bool(list(mark.parent.glob("resume-*.ckpt"))) for mark in marks]
+    tally("kills", 1, not (process.returncode == 143 and all(saved)))
+    assert process.returncode == 143, said
+    assert saved == [True, True], said
+    assert "Traceback" not in said
