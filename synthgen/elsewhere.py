@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ def push(
         StorageError: the place can't be written, holds another export, or keeps other bytes than were sent.
     """
     place, root = _remote(url)
+    from fsspec.implementations.local import LocalFileSystem
+
     shown, manifest, stale = without_login(url), (folder / names[-1]).read_bytes(), set[str]()
     try:
         there = f"{root}/{names[-1]}"
@@ -46,7 +49,8 @@ def push(
             old = place.cat_file(there)
             if old == manifest and not restart:
                 return
-            if not restart and hashlib.sha256(old).hexdigest() != mine:
+            # a manifest that breaks off is what a kill left of this one where a place isn't atomic
+            if not restart and hashlib.sha256(old).hexdigest() != mine and not manifest.startswith(old):
                 raise StorageError(f"{shown}: holds another export; give export.to another folder, or --restart to replace it")
             stale = set(listed(old)) - set(names)
             place.rm_file(there)  # from here on it is unfinished
@@ -56,6 +60,8 @@ def push(
         for name in names:
             place.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
             place.put_file(str(folder / name), f"{root}/{name}")
+            if isinstance(place, LocalFileSystem):
+                _sync(Path(root), Path(root, name))
             size = (folder / name).stat().st_size
             if (there_now := place.info(f"{root}/{name}")["size"]) != size:
                 raise StorageError(f"{shown}: {name!r} has {there_now} bytes there, {size} were sent")
@@ -64,6 +70,16 @@ def push(
     except Exception as error:  # each of fsspec's file systems raises its own
         why = without_login(f"{type(error).__name__}: {error}")
         raise StorageError(f"{shown}: can't be written ({why}); the export itself is in {folder}") from error
+
+
+def _sync(root: Path, path: Path) -> None:
+    """A file of this machine's disk, and the names that lead to it, outlive a power cut."""
+    for each in (path, *(parent for parent in path.parents if root in (parent, *parent.parents)), root.parent):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def without_login(text: str) -> str:

@@ -37,7 +37,8 @@ from tests.faults import figures
 def pytest_terminal_summary(terminalreporter):
     """One line with the figures of the reliability suites."""
     reports = [report for each in terminalreporter.stats.values() for report in each if hasattr(report, "user_properties")]
-    counted = [value for report in reports for name, value in report.user_properties if name == "figure"]
+    called = [report for report in reports if getattr(report, "when", "") == "call"]
+    counted = [value for report in called for name, value in report.user_properties if name == "figure"]
     if shown := figures.line([tuple(value) for value in counted]):
         terminalreporter.write_line(shown)
 

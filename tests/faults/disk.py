@@ -115,6 +115,15 @@ class Layer:
                 return real_open(file, mode, buffering, *args, **kwargs)
             return _opened(self, file, mode, buffering, *args, **kwargs)
 
+        def low_opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if not flags & os.O_CREAT or kwargs.get("dir_fd") is not None or not self.inside(path) or os.path.lexists(path):
+                return real["open"](path, flags, *args, **kwargs)
+            made = Change("create", self._name(path), len(self.sizes) + 1)
+            descriptor = self.change(made, lambda: real["open"](path, flags, *args, **kwargs))
+            self.files[os.fstat(descriptor).st_ino] = made.inode
+            self.sizes[made.inode] = 0
+            return descriptor
+
         def fsync(descriptor: Any) -> None:
             number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
             path = os.readlink(f"/proc/self/fd/{number}")
@@ -151,6 +160,8 @@ class Layer:
 
         for module in (builtins, io):
             monkeypatch.setattr(module, "open", opened)
+        monkeypatch.setattr("shutil._USE_CP_SENDFILE", False, raising=False)  # shutil's copies then are writes of Python
+        monkeypatch.setattr(os, "open", low_opened)
         monkeypatch.setattr(os, "fsync", fsync)
         for name in ("replace", "rename"):
             monkeypatch.setattr(os, name, rename(name))

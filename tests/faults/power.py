@@ -75,7 +75,7 @@ class Disk:
             file = self.inodes.get(change.inode) or self.now[name]
             file.synced = file.data
         elif kind == "rename":
-            self._name(change.to, self.now[name])
+            self._name(change.to, self.now.get(name) or _File())  # from outside: nothing of it is known to be synced
             self._name(name, None)
         elif kind == "unlink":
             self._name(name, None)

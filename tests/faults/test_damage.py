@@ -123,6 +123,23 @@ def test_no_stage_is_built_upon_a_damaged_one(calm, tmp_path, stage, damaged, ta
     assert path.name in said or damaged.rpartition("/")[0] in said, said
 
 
+@pytest.mark.parametrize("name", ["audit/report.json", "split/train.parquet", "split/stage.json", "split/timing.json"])
+def test_a_damaged_stage_is_not_taken_for_a_finished_one(calm, tmp_path, name, tally):
+    out = runs.before("features", calm, tmp_path / "run")
+    path = out / name
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(flip(data, len(data) // 3))
+    said = ""
+    try:
+        runs.STAGES["audit"](runs.order(), out)
+    except SynthgenError as error:
+        said = str(error)
+    tally("damage", 1, path.name not in said)
+    assert path.name in said
+    assert "delete" in said
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 

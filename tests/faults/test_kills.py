@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from tests.faults import runs
 from tests.faults.figures import LONG
 
-KILLS = 400 if LONG else 14
+KILLS = 400 if LONG else 8
 EVERYTHING = [name for names in runs.MADE.values() for name in names]
 SETTINGS = runs.SMALLEST
 
@@ -37,26 +38,25 @@ class Warm:
         return self.process.stdout.readline().strip()
 
     def call(
-        self,
-        arguments: list[str],
-        log: Path,
-        end_after: float | None = None,
-        how: signal.Signals = signal.SIGKILL,
-        once: Path | None = None,
+        self, arguments: list[str], log: Path, how: signal.Signals | None = None, after: float = 0.0, once: Path | None = None
     ) -> int:
         """Exit code; negative where a signal ended it. It gets `how` after so many seconds, counted from when `once` is there."""
+        asked: dict[str, Any] = {"arguments": arguments, "log": str(log)}
+        if how is not None:
+            asked |= {"signal": int(how), "after": after}
+        if once is not None:
+            asked["once"] = str(once)
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([arguments, str(log)]) + "\n")
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        child = int(self._line())
-        if end_after is not None:
-            wait_for(once)
-            time.sleep(end_after)
-            os.kill(child, how)  # a child that has ended waits for its parent to ask: its number isn't given to another yet
-        return int(self._line().split()[1])
+        return int(self._line())
 
     def close(self) -> None:
-        self.process.communicate()
+        try:
+            self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
 
 
 def wait_for(*paths: Path | None) -> None:
@@ -89,8 +89,8 @@ def test_a_run_that_is_ended_at_any_moment_is_finished_by_the_same_command(warm,
     fresh = 0
     while ended < KILLS:
         how = signal.SIGTERM if draws.random() < 0.4 else signal.SIGKILL
-        code = warm.call(command(out), log, float(draws.uniform(0, length)), how)
-        if code in (-signal.SIGKILL, 128 + signal.SIGTERM):
+        code = warm.call(command(out), log, how, float(draws.uniform(0, length)))
+        if code in (-signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last before it listens
             ended += 1
             if draws.random() < 0.6:  # killed again and again on its way
                 continue
@@ -113,7 +113,7 @@ def test_sigterm_and_sigusr1_save_and_exit_143(warm, tmp_path, tally):
     for name in ("SIGTERM", "SIGUSR1"):
         out, log = tmp_path / name, tmp_path / f"{name}.log"
         long = [*command(out), "generators.diffusion.steps=100000", "looks.times=0"]
-        code = warm.call(long, log, 0.5, getattr(signal, name), out / "train" / runs.MODEL / "resume.json")
+        code = warm.call(long, log, getattr(signal, name), 0.5, out / "train" / runs.MODEL / "resume.json")
         saved = list(out.glob("train/*/resume-*.ckpt"))
         said = log.read_text()
         tally("kills", 1, not (code == 143 and saved and f"stopped by {name}" in said))

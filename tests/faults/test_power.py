@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from synthgen import storage
+from synthgen import elsewhere, storage
 from synthgen.shards import manifest
 from synthgen.types import Silent
 from tests.faults import power, runs
-from tests.faults.disk import Change, Layer
+from tests.faults.disk import Change, Killed, Layer
 from tests.faults.figures import short_or_long
 
 
@@ -130,3 +130,33 @@ def names_below(root: Path, name: str) -> list[str]:
     place = root / name
     paths = [path for path in place.rglob("*") if path.is_file()] if place.is_dir() else [place]
     return [path.relative_to(root).as_posix() for path in paths]
+
+
+def test_a_copy_elsewhere_on_this_machine_outlives_a_power_cut(calm, tmp_path, tally):
+    """And where a kill falls into it, the same command again makes it whole."""
+    export = calm.up_to("export") / "shards"
+    names, place = manifest.paths(manifest.read(export)), tmp_path / "place"
+    place.mkdir()
+    before = power.Disk.of(place)
+    with pytest.MonkeyPatch.context() as patch:
+        layer = Layer(place).mounted(patch)
+        elsewhere.push(export, f"file://{place}/copy", names, manifest.listed)
+    wrong, cases = [], 0
+    for made, loss, there, _ in power.crashes(before, layer.log):
+        cases += 1
+        whole = there.get(f"copy/{manifest.NAME}") == (export / manifest.NAME).read_bytes()
+        missing = [name for name in names if there.get(f"copy/{name}") != (export / name).read_bytes()]
+        if (whole or made == len(layer.log)) and missing:
+            wrong.append(f"after change {made} of {len(layer.log)}, unsynced {loss}: {missing[:2]}")
+    for at in short_or_long(list(range(len(layer.log))), 12):
+        root = tmp_path / f"killed-{at}"
+        root.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            Layer(root, at, "torn").mounted(patch)
+            with pytest.raises(Killed):
+                elsewhere.push(export, f"file://{root}/copy", names, manifest.listed)
+        cases += 1
+        elsewhere.push(export, f"file://{root}/copy", names, manifest.listed)
+        wrong += [f"killed at {at}: {line}" for line in manifest.problems(root / "copy", manifest.read(export))]
+    tally("cuts", cases, len(wrong))
+    assert not wrong, wrong[:5]

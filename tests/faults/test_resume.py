@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthgen import logs, models, preemption, training
+from synthgen import checkpoints, logs, models, preemption, training
 from synthgen.choice import Finding
+from synthgen.errors import TrainingError
 from synthgen.types import Silent
 from tests.faults.disk import Killed, Layer
 from tests.faults.figures import short_or_long
@@ -204,3 +205,35 @@ def test_the_network_of_a_look_that_is_kept_comes_back(tiny, toy, toy_spec, tmp_
     """The looks choose step 8: what a stop before and after it leaves behind has its weights."""
     end = expected(whole, tiny, toy, toy_spec, "vae", tmp_path)
     assert end["curve"][2] == 8
+
+
+@pytest.mark.parametrize("what", ["weight", "optimiser"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_that_are_not_finite_never_replace_good_ones(tiny, toy, toy_spec, tmp_path, monkeypatch, kind, what, tally):
+    """After step 7 a number is NaN; training ends with an error, and both checkpoints are those of before."""
+    bad = []
+
+    class Poison(Silent):
+        left = 7
+
+        def advance(self, task: str, steps: int = 1, note: str = "") -> None:
+            self.left -= steps
+            if self.left == 0:
+                module = poisoned[0]
+                optimiser = module.trainer.optimizers[0]
+                target = next(module.parameters()) if what == "weight" else next(iter(optimiser.state.values()))["exp_avg"]
+                with torch.no_grad():
+                    target.view(-1)[0] = float("nan")
+
+    built, poisoned = models.build, []
+    monkeypatch.setattr(models, "build", lambda *given, **more: poisoned.append(built(*given, **more)) or poisoned[0])
+    try:
+        said = fit(tiny, toy, toy_spec, kind, tmp_path, Poison(), save_every_s=0.0)[1].stopped  # with the weights of a look
+    except TrainingError as error:
+        said = str(error)
+    for path in tmp_path.glob("resume-*.ckpt"):
+        found = checkpoints.AtomicCheckpointIO().load_checkpoint(path)
+        bad += [f"{path.name}: {part}" for part in ("state_dict", "optimizer_states") if not checkpoints.finite(found[part])]
+    tally("resume", 1, bool(bad) or not said)
+    assert said
+    assert not bad
