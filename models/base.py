@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -28,8 +28,11 @@ from synthgen.models import lora
 from synthgen.models.ema import EMA
 from synthgen.shapes import Float, Int64
 from synthgen.types import DatasetSpec
+from synthgen.types.fits import misfit
 
 CHECKPOINT_SCHEMA = "synthgen.generator/2"
+MOST_LAYERS = 256
+"""Of a network in a checkpoint, at each resolution; ours have 1 to 4."""
 
 
 def put(array: np.ndarray, device: torch.device | str) -> Tensor:
@@ -203,13 +206,58 @@ def read_header(data: bytes, where: str) -> dict[str, Any]:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         about: dict[str, Any] = json.loads(header["__metadata__"]["synthgen"])
-    except (ValueError, KeyError, TypeError) as error:
+        schema = about.get("schema")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{where}: not a synthgen checkpoint (safetensors with a synthgen header); train one first"
         ) from error
-    if about.get("schema") != CHECKPOINT_SCHEMA:
-        raise CheckpointError(f"{where}: the schema is {about.get('schema')!r}, expected {CHECKPOINT_SCHEMA!r}; train it again")
+    if schema != CHECKPOINT_SCHEMA:
+        raise CheckpointError(f"{where}: the schema is {schema!r}, expected {CHECKPOINT_SCHEMA!r}; train it again")
+    if wrong := misfit(about, _Header) or _endless({**about["config"], **_table(about["structure"].get("unet"))}):
+        raise CheckpointError(f"{where}: its header is damaged: {wrong}; train it again")
     return about
+
+
+def _endless(settings: dict[str, Any]) -> str:
+    """A setting by which building the network alone would never end."""
+    for name, value in settings.items():
+        if ("layers" in name and isinstance(value, int) and value > MOST_LAYERS) or (isinstance(value, list) and len(value) > 64):
+            return f"{name} is {str(value)[:40]}"
+    return ""
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+class _Header(TypedDict):
+    """What a checkpoint says of itself, see `to_bytes`."""
+
+    kind: str
+    config: dict[str, Any]
+    augment: dict[str, Any]
+    structure: dict[str, Any]
+    spec: dict[str, Any]
+    seed: int
+    steps: int
+    trained_on: str
+    source: str
+    ancestors: list[tuple[str, str]]
+
+
+def check_size(build: Callable[[], Generator], data: bytes, where: str) -> None:
+    """A few settings may ask for a network of any size: what has more weights than the checkpoint has bytes isn't built.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    try:
+        with torch.device("meta"):
+            needed = sum(tensor.numel() for tensor in build().network.state_dict().values())
+    except (NotImplementedError, RuntimeError):  # an installed generator that looks at its weights while it is built
+        return
+    if needed > len(data):
+        raise CheckpointError(f"{where}: its settings ask for {needed:,} weights, and it has {len(data):,} bytes; train it again")
 
 
 def load_weights(generator: Generator, data: bytes, where: str) -> None:

@@ -31,6 +31,9 @@ SHAPE = (
 )  # fmt: skip
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
+MOST_STEPS = 100_000
+"""Of a scheduler; the usual number is 1,000."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -86,8 +89,7 @@ def of_diffusers(unet: Any, scheduler: Mapping[str, Any], where: str) -> Pretrai
     if name.startswith("FlowMatch"):
         structure["objective"] = "flow"
     elif "beta_schedule" in scheduler:
-        noising: Any = DDPMScheduler(**{key: scheduler[key] for key in BETAS if key in scheduler})
-        alphas = noising.alphas_cumprod.double()
+        alphas = _alphas({key: scheduler[key] for key in BETAS if key in scheduler}, where)
         structure["objective"] = said = scheduler.get("prediction_type", "epsilon")
         if said not in DISCRETE:
             raise CheckpointError(f"{where}: predicts {said!r}; {', '.join(DISCRETE)} and flow matching can be taken up")
@@ -99,6 +101,19 @@ def of_diffusers(unet: Any, scheduler: Mapping[str, Any], where: str) -> Pretrai
     if rows is None:
         return Pretrained(where, tensors, structure)
     return Pretrained(where, tensors | {"label.weight": rows}, structure, tuple(str(i) for i in range(len(rows))))
+
+
+def _alphas(settings: dict[str, Any], where: str) -> Tensor:
+    """Share of the image at each step of a scheduler; raises CheckpointError for one that can't be."""
+    steps = settings.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+        raise CheckpointError(f"{where}: a scheduler of {steps!r} steps; 1 to {MOST_STEPS:,} can be taken up")
+    try:
+        noising: Any = DDPMScheduler(**settings)
+        found: Tensor = noising.alphas_cumprod.double()
+    except Exception as error:  # diffusers raises what it likes
+        raise CheckpointError(f"{where}: its scheduler can't be built ({' '.join(str(error).split())[:200]})") from error
+    return found
 
 
 def take_up(generator: Generator, trained: Pretrained) -> Start:

@@ -425,7 +425,9 @@ def _main() -> int:
     except SynthgenError as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"synthgen: {' '.join(str(error).splitlines())}", err=True)
+        from synthgen.data.names import shown  # paths may be called what a terminal would obey
+
+        typer.echo(f"synthgen: {shown(' '.join(str(error).splitlines()))}", err=True)
         return error.exit_code
     except BrokenPipeError:  # whoever read our output has had enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from synthgen import storage
 from synthgen.errors import ConfigError, StorageError, SynthgenError
 
 LOGIN = re.compile(r"(\w+://)[^/@\s]+@")
@@ -75,11 +75,7 @@ def push(
 def _sync(root: Path, path: Path) -> None:
     """A file of this machine's disk, and the names that lead to it, outlive a power cut."""
     for each in (path, *(parent for parent in path.parents if root in (parent, *parent.parents)), root.parent):
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        storage.sync(each)
 
 
 def without_login(text: str) -> str:

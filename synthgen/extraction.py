@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,9 @@ SCHEMA = "synthgen.features/1"
 Images = UInt8[np.ndarray, "n c h w"] | Iterable[UInt8[np.ndarray, "b c h w"]]
 
 
-def extract(extractor: Extractor, images: Images, device: str = "cpu", devices: int = 1) -> Float[np.ndarray, "n d"]:
+def extract(
+    extractor: Extractor, images: Images, device: str = "cpu", devices: int = 1, keys: Sequence[str] = ()
+) -> Float[np.ndarray, "n d"]:
     """Features, float32, of uint8 images in their order; the same bytes for any number of devices.
 
     One device holds a micro-batch of images and all features; several get the images as an array each, so that an
@@ -51,6 +53,7 @@ def extract(extractor: Extractor, images: Images, device: str = "cpu", devices: 
         images: one array (a memory map, say), or arrays of images of one shape, however they are cut.
         device: "cpu" or "cuda".
         devices: GPUs, or processes on the CPU.
+        keys: of the images, for errors.
 
     Raises:
         DataError: no images, or features that aren't finite: how many rows, and which.
@@ -60,7 +63,7 @@ def extract(extractor: Extractor, images: Images, device: str = "cpu", devices: 
     if isinstance(images, np.ndarray):  # a process without a micro-batch would be started for nothing
         devices = max(1, min(devices, -(-len(images) // extractor.micro_batch)))
     features = _on_one(extractor, images, device) if devices == 1 else _on_several(extractor, images, device, devices)
-    check_finite(torch.from_numpy(features), f"features of {extractor.id}")
+    check_finite(torch.from_numpy(features), f"features of {extractor.id}", keys)
     return features
 
 
@@ -93,7 +96,7 @@ def feature_set(
         note: is handed a line for the user.
     """
     if cache is None:
-        features = extract(extractor, batch.images, device, devices)
+        features = extract(extractor, batch.images, device, devices, batch.keys)
         return FeatureSet(extractor.id, features, batch.labels, batch.keys)
     about = {
         "schema": SCHEMA,
@@ -108,7 +111,7 @@ def feature_set(
     if isinstance(found, str):
         if path.exists():
             note(f"{path}: {found}; the features are computed again")
-        features = extract(extractor, batch.images, device, devices)
+        features = extract(extractor, batch.images, device, devices, batch.keys)
         storage.write_bytes(path, save_arrays({"features": features}, {**about, "sha256": _sha256(features)}))
     else:
         features = found

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from rich import markup
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +22,8 @@ from rich.progress import (
     TextColumn,
 )
 from rich.table import Column, Table
+
+from synthgen.report.wording import UNSEEN, visible
 
 WIDTH = 112
 """Columns of the tables where no terminal says otherwise; narrower terminals wrap."""
@@ -40,7 +42,15 @@ UNITS = {
 }
 """What a task counts, by its first word; the others are a few parts of unequal length, whose rate says nothing."""
 
-STYLE = {"use": "bold green", "reject": "bold red", "insufficient evidence": "bold yellow"}
+STYLE = {"use": "bold green", "accept": "bold green", "reject": "bold red", "insufficient evidence": "bold yellow"}
+
+
+def plain(text: Any) -> str:
+    """A text that the terminal shows as it is: no markup, nothing that moves its cursor, turns it round or hides in it.
+
+    Names of classes, files and folders come from anywhere.
+    """
+    return markup.escape(visible(str(text)).replace("\n", "\\n"))
 
 
 def output() -> Console:
@@ -83,7 +93,7 @@ class Screen:
         self._remove(task)
         self.running[task] = _Running(task, total, self.clock())
         if self.bars:
-            self.tasks[task] = self.bars.add_task(escape(task), total=total, note="", rate="", left="")
+            self.tasks[task] = self.bars.add_task(plain(task), total=total, note="", rate="", left="")
 
     def advance(self, task: str, steps: int = 1, note: str = "") -> None:
         if task not in self.running:
@@ -92,7 +102,7 @@ class Screen:
         running.advance(steps, note, now)
         if self.bars:
             rate, left = running.rate(), running.left()
-            self.bars.update(self.tasks[task], advance=steps, note=escape(running.note), rate=rate, left=left)
+            self.bars.update(self.tasks[task], advance=steps, note=plain(running.note), rate=rate, left=left)
         elif now - running.said >= EVERY_S and running.done < running.total:
             running.said = now
             self._line(task, running.line())
@@ -102,7 +112,7 @@ class Screen:
         self._line(task, line)
 
     def _line(self, task: str, line: str) -> None:
-        self.console.print(f"{self.clock() - self.started:6.1f} s  {escape(f'{task:<19}')} {escape(line)}")
+        self.console.print(f"{self.clock() - self.started:6.1f} s  {plain(f'{task:<19}')} {plain(line)}")
 
     def _remove(self, task: str) -> None:
         self.running.pop(task, None)
@@ -193,13 +203,18 @@ def show_verdict(about: Mapping[str, Any], folder: str, console: Console) -> Non
         console.print(gate_table(about["gate"]))
     if about["arms"]:
         console.print(arms_table(about["arms"]))
-    style = STYLE[about["verdict"]]
-    console.print(f"\nverdict: [{style}]{about['verdict']}[/{style}]")
+    console.print(f"\nverdict: {_styled(about['verdict'])}")
     for reason in about["reasons"]:
-        console.print(f"  - {escape(reason)}")
+        console.print(f"  - {plain(reason)}")
     shards = f"{folder}/{about['shards']}" if about["shards"] else "none"
-    console.print(f"\nshards:  {escape(shards)}")
-    console.print(f"report:  {escape(folder)}/{about['report']}")
+    console.print(f"\nshards:  {plain(shards)}")
+    console.print(f"report:  {plain(folder)}/{plain(about['report'])}")
+
+
+def _styled(verdict: str) -> str:
+    """A verdict in its colour."""
+    style = STYLE.get(verdict, "bold")
+    return f"[{style}]{plain(verdict)}[/{style}]"
 
 
 def gate_table(gates: Mapping[str, Any]) -> Table:
@@ -214,9 +229,8 @@ def gate_table(gates: Mapping[str, Any]) -> Table:
     ):
         table.add_column(name, justify="right" if right else "left")
     for name, gate in gates.items():
-        dropped = ", ".join(f"{reason} {count}" for reason, count in gate["dropped"].items())
-        style = {"accept": "green", "reject": "red"}.get(gate["verdict"], "yellow")
-        table.add_row(escape(name), str(gate["candidates"]), str(gate["kept"]), dropped, f"[{style}]{gate['verdict']}[/{style}]")
+        dropped = ", ".join(f"{plain(reason)} {count}" for reason, count in gate["dropped"].items())
+        table.add_row(plain(name), str(gate["candidates"]), str(gate["kept"]), dropped, _styled(gate["verdict"]))
     return table
 
 
@@ -235,7 +249,7 @@ def arms_table(arms: Mapping[str, Any]) -> Table:
         chance = "" if arm["p_holm"] is None else "<.001" if arm["p_holm"] < 0.001 else f"{arm['p_holm']:.3f}"
         worst, seconds = f"{100 * arm['worst_class']:.1f}", f"{arm['seconds'] / arm['seeds']:.1f}"
         style = "bold" if arm["best_real"] or arm["best_synthetic"] else ""
-        table.add_row(escape(name), images, accuracy, difference, chance, worst, seconds, style=style)
+        table.add_row(plain(name), images, accuracy, difference, chance, worst, seconds, style=style)
     return table
 
 
@@ -260,14 +274,12 @@ def show_arms(as_json: bool) -> None:
     for column in rows[0]:
         table.add_column(column, no_wrap=column == "arm")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row.values()))
+        table.add_row(*(plain(cell) for cell in row.values()))
     console = output()
     console.print(table)
     quick, other = len(arms.QUICK), f"{arms.OTHER_GENERATOR}NAME"
     console.print(f"gain.study=quick runs the {quick} quick ones, gain.study=full all {len(rows)} and {other} for each other")
-    console.print(
-        escape("generator, gain.arms=[real_aug,synthetic_gated] those that are named. What lacks its needs is skipped.")
-    )
+    console.print(plain("generator, gain.arms=[real_aug,synthetic_gated] those that are named. What lacks its needs is skipped."))
 
 
 def arm_needs(name: str) -> str:
@@ -294,8 +306,9 @@ def arm_needs(name: str) -> str:
 
 
 def show_json(about: Any) -> None:
-    """JSON on standard output."""
-    print(json.dumps(about, indent=2, ensure_ascii=False))
+    """JSON on standard output; what can't be seen is written as JSON escapes it."""
+    text = json.dumps(about, indent=2, ensure_ascii=False)
+    print(UNSEEN.sub(lambda found: json.dumps(found.group())[1:-1], text))
 
 
 def show_gate(report: Any, folder: str) -> None:
@@ -306,56 +319,61 @@ def show_gate(report: Any, folder: str) -> None:
         table.add_column(name, justify="left" if name in ("metric", "verdict") else "right")
     for m in report.metrics:
         if m.value is None:
-            table.add_row(m.name, "refused", "", "", "", escape(m.note))
+            table.add_row(plain(m.name), "refused", "", "", "", plain(m.note))
             continue
         limit = "shown only" if m.limit is None else f"{m.limit:+.3g}"
-        style = {"accept": "green", "reject": "red"}.get(m.verdict, "yellow")
-        verdict = "" if m.limit is None else f"[{style}]{m.verdict}[/{style}]"
+        verdict = "" if m.limit is None else _styled(m.verdict)
         table.add_row(
-            m.name, f"{m.value:.3g}", f"{m.reference:.3g}", f"{m.excess:+.3g} ({m.low:+.3g} to {m.high:+.3g})", limit, verdict
+            plain(m.name),
+            f"{m.value:.3g}",
+            f"{m.reference:.3g}",
+            f"{m.excess:+.3g} ({m.low:+.3g} to {m.high:+.3g})",
+            limit,
+            verdict,
         )
     console.print(table)
     for kind in ("copy", "defect"):
-        found = [f"{escape(p.name)} {p.found:.0%}" for p in report.planted if p.kind == kind]
+        found = [f"{plain(p.name)} {p.found:.0%}" for p in report.planted if p.kind == kind]
         if found:
             console.print(f"planted {'copies' if kind == 'copy' else 'defects'} found: {', '.join(found)}")
-    kept = [f"{escape(c.name)} {c.kept}/{c.candidates}" for c in report.classes]
+    kept = [f"{plain(c.name)} {c.kept}/{c.candidates}" for c in report.classes]
     console.print(f"kept by class: {', '.join(kept[:20])}{', ...' if len(kept) > 20 else ''}")
     if report.selection:
         s = report.selection
         told = f"MMD {s.mmd:.3g} (at random {s.mmd_random:.3g}), recall {s.recall:.3g} ({s.recall_random:.3g})"
-        console.print(f"budget:  {s.budget} of {s.offered} valid ones by {s.prefer}, {s.random_share:.0%} at random: {told}")
-    style = STYLE.get(report.verdict, "bold green")
-    console.print(
-        f"\nverdict: [{style}]{report.verdict}[/{style}], {len(report.kept)} of {report.num_candidates} candidates kept"
-    )
+        console.print(
+            f"budget:  {s.budget} of {s.offered} valid ones by {plain(s.prefer)}, {s.random_share:.0%} at random: {told}"
+        )
+    console.print(f"\nverdict: {_styled(report.verdict)}, {len(report.kept)} of {report.num_candidates} candidates kept")
     for reason in report.reasons:
-        console.print(f"  - {escape(reason)}")
+        console.print(f"  - {plain(reason)}")
     for notice in report.notices:
-        console.print(f"  noticed: {escape(notice)}")
-    console.print(f"gate:    {escape(folder)}/gate/gate.json")
+        console.print(f"  noticed: {plain(notice)}")
+    console.print(f"gate:    {plain(folder)}/gate/gate.json")
 
 
 def show_audit(report: Mapping[str, Any], folder: str) -> None:
     """Images by class and split, and what the audit noted."""
     console = output()
     counts = report["split_counts"]
-    table = Table(title=f"{report['spec']['name']}: {report['num_images']:,} images", title_justify="left", title_style="bold")
+    table = Table(
+        title=f"{plain(report['spec']['name'])}: {report['num_images']:,} images", title_justify="left", title_style="bold"
+    )
     table.add_column("class")
     for role in counts:
-        table.add_column(role, justify="right")
+        table.add_column(plain(role), justify="right")
     table.add_column("all", justify="right")
     for name, total in report["class_counts"].items():
         table.add_row(
-            escape(name),
+            plain(name),
             *(str(counts[role].get(name, "?" if "unlabelled" in counts[role] else 0)) for role in counts),
             str(total),
         )
     table.add_row("[bold]all", *(str(sum(counts[role].values())) for role in counts), str(sum(report["class_counts"].values())))
     console.print(table)
     for note in report["notes"]:
-        console.print(f"  - {escape(note)}")
-    console.print(f"audit:   {escape(folder)}/audit/report.json")
+        console.print(f"  - {plain(note)}")
+    console.print(f"audit:   {plain(folder)}/audit/report.json")
 
 
 def show_compare(found: Mapping[str, Any], page: str | None) -> None:
@@ -363,21 +381,21 @@ def show_compare(found: Mapping[str, Any], page: str | None) -> None:
     console = output()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("", *found["columns"]):
-        table.add_column(escape(name), overflow="fold")
+        table.add_column(plain(name), overflow="fold")
     section = ""
     for row in found["rows"]:
         if row["section"] != section:
             section = row["section"]
-            table.add_row(f"[bold]{escape(section)}")
-        cells = [f"[{STYLE[cell]}]{cell}[/]" if cell in STYLE else escape(cell) for cell in row["cells"]]
-        table.add_row(f"  {escape(row['name'])}", *cells)
+            table.add_row(f"[bold]{plain(section)}")
+        cells = [_styled(cell) if cell in STYLE else plain(cell) for cell in row["cells"]]
+        table.add_row(f"  {plain(row['name'])}", *cells)
     if found["settings"]:
         table.add_row("[bold]settings that differ")
         for row in found["settings"]:
-            values = ["" if value is None else escape(str(value)) for value in row["values"]]
-            table.add_row(f"  {escape(row['key'])}", *values)
+            values = ["" if value is None else plain(str(value)) for value in row["values"]]
+            table.add_row(f"  {plain(row['key'])}", *values)
     console.print(table)
     for note in found["notes"]:
-        console.print(f"  - {escape(note)}")
+        console.print(f"  - {plain(note)}")
     if page:
-        console.print(f"page:    {escape(page)}")
+        console.print(f"page:    {plain(page)}")

@@ -63,7 +63,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
@@ -79,7 +79,7 @@ def make_folder(folder: Path) -> None:
         folder = folder.parent
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
-        _fsync_folder(each.parent)
+        sync(each.parent)
 
 
 def _cannot_write(path: Path, error: OSError) -> StorageError:
@@ -116,7 +116,7 @@ def loose(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         for place in places:
-            _fsync_folder(place)
+            sync(place)
     except OSError as error:
         raise _cannot_write(folder, error) from error
 
@@ -191,10 +191,11 @@ def _text_of(path: Path) -> str:
         raise DataError(f"{path}: not readable as JSON ({error})") from None
 
 
-def _fsync_folder(folder: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or the names in a folder, are on the disk; Windows has no such thing for folders."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -417,7 +418,7 @@ def _clear(folder: Path, keep_resume: bool) -> None:
     try:
         if (folder / STAGE_MANIFEST).exists():
             (folder / STAGE_MANIFEST).unlink()
-            _fsync_folder(folder)
+            sync(folder)
         for path in folder.iterdir():
             if path.name not in (ATTEMPT, LOCK) and not (keep_resume and path.name.startswith(RESUME)):
                 remove(path)

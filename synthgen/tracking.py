@@ -82,8 +82,8 @@ class Tracker:
 class WandB(Tracker):
     """A run of Weights & Biases."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, private: Sequence[str] = ()) -> None:
+        self._run, self._private = run, private
         self.where = ""
 
     @property
@@ -103,7 +103,7 @@ class WandB(Tracker):
             import wandb
             from PIL import Image
 
-            picture = wandb.Image(Image.open(io.BytesIO(png)), caption=caption or None)
+            picture = wandb.Image(Image.open(io.BytesIO(png)), caption=self._public(caption) or None)
             if axis:
                 run.define_metric(name, step_metric=axis)
             run.log({name: picture, **({axis: step} if axis else {})})
@@ -114,7 +114,7 @@ class WandB(Tracker):
         def send(run: Any) -> None:
             import wandb
 
-            data: list[Any] = [list(row) for row in rows]
+            data: list[Any] = [[self._public(cell) for cell in row] for row in rows]
             run.log({name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
 
         self._try(f"table {name}", send)
@@ -131,7 +131,7 @@ class WandB(Tracker):
         def send(run: Any) -> None:
             import wandb
 
-            artifact = wandb.Artifact(name, kind, metadata=dict(metadata))
+            artifact = wandb.Artifact(name, kind, metadata=self._public(dict(metadata)))
             for inside, path in sorted(files.items()):
                 artifact.add_file(str(path), inside, policy="immutable")
             run.log_artifact(artifact, aliases=["latest", *([alias] if alias else [])])
@@ -139,14 +139,26 @@ class WandB(Tracker):
         self._try(f"artifact {name}", send)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        self._try("summary", lambda run: run.summary.update(dict(values)))
+        self._try("summary", lambda run: run.summary.update(self._public(dict(values))))
 
     def alert(self, title: str, text: str) -> None:
-        self._try("alert", lambda run: run.alert(title, text))
+        self._try("alert", lambda run: run.alert(title, self._public(text)))
 
     def finish(self, failed: bool = False) -> None:
         self._try("finish", lambda run: run.finish(exit_code=int(failed)))
         self._run = None
+
+    def _public(self, value: Any) -> Any:
+        """A text, or what holds texts, without logins and without the places that nobody else need know."""
+        if isinstance(value, Mapping):
+            return {key: self._public(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._public(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        for place in self._private:
+            value = value.replace(place, f"\u2026/{PureWindowsPath(place).name}")
+        return elsewhere.without_login(value)
 
     def _try(self, what: str, send: Callable[[Any], None]) -> None:
         if self._run is None:
@@ -182,19 +194,31 @@ class Files(Tracker):
         self._log.image(name, png, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self._log.table(name, columns, rows)
+        self._log.table(name, columns, [[_no_formula(cell) for cell in row] for row in rows])
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        self._log.table("summary", ["field", "value"], list(values.items()))
+        self.table("summary", ["field", "value"], list(values.items()))
         self._log.figures({name: float(v) for name, v in values.items() if isinstance(v, (int, float))}, 0)
 
     def finish(self, failed: bool = False) -> None:
         self._log.close()
 
 
+def _no_formula(cell: Any) -> Any:
+    """A text that a spreadsheet would compute, or ask a program for, as the text that it is."""
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+
+
 @contextmanager
 def open_run(
-    mode: Mode, project: str, group: str, name: str, folder: Path, config: Mapping[str, Any], identity: Any = None
+    mode: Mode,
+    project: str,
+    group: str,
+    name: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    identity: Any = None,
+    private: Sequence[str] = (),
 ) -> Iterator[Tracker]:
     """A tracker for the length of a `with` block; the run fails on the dashboard where the block raises.
 
@@ -206,6 +230,7 @@ def open_run(
         config: settings to show, as JSON types; of an absolute path only the last part is kept.
         identity: what the run's id is made from, as JSON types; a run that stands in `folder` already isn't written again,
             only sent if it wasn't. None gives a random id.
+        private: places on this machine that no text of the run names to W&B but by their last part; `folder` is one already.
 
     Raises:
         ConfigError: see `logs.check`.
@@ -217,15 +242,18 @@ def open_run(
     else:
         key = storage.sha256_json([project, group, name, identity])[:16] if identity is not None else None
         known = _recorded(folder, key)
-        tracker = WandB(None if known else _start(project, group, name, folder, config, key))
+        project, group, name = (elsewhere.without_login(text) for text in (project, group, name))
+        places = sorted({str(folder), str(folder.resolve()), *private} - {"", ".", "/"}, key=len, reverse=True)
+        tracker = WandB(None if known else _start(project, group, name, folder, config, key), places)
     wandb_folder = _folder_of(tracker)
-    try:
-        yield tracker
-    except BaseException:
-        tracker.finish(failed=True)
-        raise
-    whole = tracker.on
-    tracker.finish()
+    with _staged_in(folder / "wandb"):
+        try:
+            yield tracker
+        except BaseException:
+            tracker.finish(failed=True)
+            raise
+        whole = tracker.on
+        tracker.finish()
     if isinstance(tracker, WandB):
         if whole and wandb_folder is not None:
             storage.write_json(folder / "wandb" / RECORDED, {"id": key, "folder": wandb_folder.name})
@@ -274,6 +302,19 @@ def _start(project: str, group: str, name: str, folder: Path, config: Mapping[st
         return None
 
 
+@contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """wandb keeps copies of tables here until they are sent, not in the user's home, whose name the run's file would tell."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_DATA_DIR", None)
+
+
 def _folder_of(tracker: Tracker) -> Path | None:
     """The folder that wandb writes a run to."""
     run = getattr(tracker, "_run", None)
@@ -317,12 +358,14 @@ def _sync(folder: Path) -> str:
     silent = _silence_of(_base_url())
     if silent:
         return silent
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder.resolve())]
+    # -P, and not started there: the run folder, which may be somebody else's, is no place to import wandb from
+    command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", str(folder.resolve())]
     limit = SEND_S + _bytes_to_send(folder) / SENT_BYTES_A_S
     # a wandb and a session of its own: what it starts is ended with it, and its trouble isn't ours
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environment |= {"PYTHONSAFEPATH": "1", "WANDB_DIR": str(folder.parent.parent)}
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
-    process = subprocess.Popen(command, cwd=folder.parent.parent, env=environment, text=True, **quiet)  # type: ignore
+    process = subprocess.Popen(command, env=environment, text=True, **quiet)  # type: ignore
     try:
         said, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,8 @@
 """Recipe and overrides -> a frozen `RunConfig`. The only file that imports Hydra, which composes and is out of the way.
 
-`_target_` and interpolations (`${...}`) are refused: a config names values, never code, and never the environment.
+`_target_` and interpolations (`${...}`) are refused: a config names values, never code, and never the environment. A YAML
+file is looked at before Hydra reads it: what it takes into itself, how deep it is, and what its aliases would grow to. That
+it names a program, a TorchScript file, has to be said on the command line once more.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from synthgen.errors import ConfigError, did_you_mean
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 INSTALLED = "generators."
 """Where the sections of installed generators stand."""
+MOST_BYTES, MOST_VALUES, MOST_DEPTH = 2**18, 10_000, 40
+"""Of a recipe of somebody's own; ours have 2 kB, and 250 values 4 levels deep."""
+OPTION = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+"""Name of a size, never a path."""
 
 
 def recipes() -> dict[str, str]:
@@ -30,12 +36,18 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The settings of a recipe (a shipped name or a YAML file of yours), with `key=value` overrides.
 
     Raises:
-        ConfigError: no such recipe; an unknown key (with its nearest neighbours); a value of the wrong type or range.
+        ConfigError: no such recipe; an unknown key (with its nearest neighbours); a value of the wrong type or range; a file
+            that names a program, where no override does.
     """
     folder, name = _find(recipe)
     for override in overrides:
         _check_override(override)
-    return validate(_compose(folder, name, overrides), where=recipe)
+    if folder != CONFIGS:
+        _check_file(folder / f"{name}.yaml", recipe)
+    config = validate(_compose(folder, name, overrides), where=recipe)
+    if folder != CONFIGS:
+        _check_program(config, overrides, recipe)
+    return config
 
 
 def validate(values: Mapping[str, Any], where: str) -> RunConfig:
@@ -134,14 +146,92 @@ def _find(recipe: str) -> tuple[Path, str]:
     return CONFIGS, recipe
 
 
+def _check_program(config: RunConfig, overrides: Sequence[str], where: str) -> None:
+    """Somebody's file may name any file on this machine, and a TorchScript file runs with the rights of this process."""
+    features = config.features
+    program = features.extractor == "torchscript" or (features.extractor == "inception" and features.sha256 is not None)
+    if program and not any(re.match(r"features(\.extractor|\.path|\.sha256)?=", override) for override in overrides):
+        raise ConfigError(
+            f"{where}: features.path={features.path!r} is a program (TorchScript), which a file can't start by itself; if you "
+            f"trust it, say so: features.extractor={features.extractor}"
+        )
+
+
+def _check_file(path: Path, where: str, seen: frozenset[Path] = frozenset()) -> None:
+    """Refuses a YAML file that would grow beyond all bounds, or takes up more than the schema and a size."""
+    import yaml
+
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{where}: not readable ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.stem}: {error}; a recipe is UTF-8 text") from None
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{where}: {len(data):,} bytes, a recipe has at most {MOST_BYTES:,}")
+    try:
+        _check_growth(text, where)
+        top = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError):
+        return  # Hydra reads it the same way, and says what is wrong
+    top = top if isinstance(top, Mapping) else {}
+    if "hydra" in top:
+        raise ConfigError(f"{where}: hydra: no such setting; take it out")
+    entries = top.get("defaults")
+    for entry in entries if isinstance(entries, list) else ():
+        neighbour = path.parent / f"{_taken_up(entry, where)}.yaml"
+        if neighbour not in seen and neighbour.is_file():
+            _check_file(neighbour, f"{where}: {neighbour.stem}", seen | {path, neighbour})
+
+
+def _taken_up(entry: Any, where: str) -> str:
+    """Name of the file that an entry of `defaults` stands for."""
+    if entry in ("schema", "_self_"):
+        return str(entry)
+    if isinstance(entry, Mapping) and [*entry] == ["size"] and re.fullmatch(OPTION, str(entry["size"])):
+        return f"size/{entry['size']}"
+    raise ConfigError(f"{where}: defaults: {entry!r} can't be taken up; expected schema, size: NAME or _self_")
+
+
+def _check_growth(text: str, where: str) -> None:
+    """Counts the values that a YAML text stands for, each alias as often as it is named: nothing is built of it yet."""
+    import yaml
+
+    sizes: dict[str | None, int] = {}
+    inside: list[tuple[str | None, int]] = [(None, 0)]
+
+    def add(anchor: str | None, size: int) -> None:
+        sizes[anchor] = size
+        inside[-1] = inside[-1][0], inside[-1][1] + size
+        if inside[-1][1] > MOST_VALUES:
+            raise ConfigError(f"{where}: more than {MOST_VALUES:,} values, its aliases among them; a recipe has 250")
+
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            inside.append((event.anchor, 1))
+            if len(inside) > MOST_DEPTH:
+                raise ConfigError(f"{where}: nested more than {MOST_DEPTH} deep; settings are 4 deep at most")
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            add(*inside.pop())
+        elif isinstance(event, yaml.AliasEvent):
+            add(None, sizes.get(event.anchor, MOST_VALUES + 1))  # unknown: an alias of what it stands in
+        elif isinstance(event, yaml.ScalarEvent):
+            add(event.anchor, 1)
+
+
 def _check_override(override: str) -> None:
     """A misspelt key is named before Hydra sees it, with its nearest neighbours."""
-    match = re.match(r"[+~]*([^=]+)=", override)
+    match = re.match(r"[+~]*([^=]+)=(.*)", override, re.DOTALL)
     if match is None or override.startswith(("+", "~")):
         raise ConfigError(f"{override!r}: not of the form key=value")
     key = match.group(1)
     known: dict[str, Any] = _keys()
     sections = {k.rsplit(".", n)[0] for k in known for n in (1, 2) if "." in k}
+    if key == "size" and not re.fullmatch(OPTION, match.group(2)):
+        raise ConfigError(
+            f"{override}: size is one of {', '.join(sorted(path.stem for path in (CONFIGS / 'size').glob('*.yaml')))}"
+        )
     if key in known or key in sections or key == "size":
         return
     known = _keys_near(key)
@@ -154,10 +244,7 @@ def _check_override(override: str) -> None:
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     ConfigStore.instance().store(name="schema", node=_defaults())
     search = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
@@ -165,9 +252,9 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any
         with initialize_config_dir(str(folder), version_base="1.3"):
             composed = compose(name, overrides=[*map(_for_hydra, _studies(overrides)), *search])
         values = OmegaConf.to_container(composed, resolve=False)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+    except Exception as error:  # of Hydra, OmegaConf, YAML and ANTLR; and a file can make them fail in other ways
         cause = error.__cause__ or error
-        text = " ".join(str(cause).split()).split(" Config search path")[0]
+        text = " ".join(str(cause).split()).split(" Config search path")[0][:1000] or type(cause).__name__
         unreadable = getattr(error, "override", None) or re.findall(r"Ambiguous value for argument '(\S+)'", text)
         if unreadable:
             given = unreadable if isinstance(unreadable, str) else unreadable[0]
@@ -184,7 +271,8 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any
                 f"{name}: {full}: no such setting{did_you_mean(full, _keys_near(full))}; `synthgen configs --keys` lists them all"
             ) from None
         raise ConfigError(f"{name}: {text}") from None
-    assert isinstance(values, dict)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: not a table of settings; write KEY: VALUE in its lines")
     return {str(key): value for key, value in values.items()}
 
 
@@ -211,8 +299,9 @@ def _explain(error: Any) -> str:
     key = ".".join(part for part in parts if part not in alternatives and not part.startswith("literal["))
     if error["type"] == "extra_forbidden":
         return f"{key}: no such setting{did_you_mean(key, _keys_near(key))}; `synthgen configs --keys` lists them all"
-    message = error["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(error["input"], Mapping) else f", found {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ") or error["type"]
+    given = repr(error["input"])
+    found = "" if isinstance(error["input"], Mapping) else f", found {given if len(given) <= 200 else given[:197] + '...'}"
     return f"{key}: {message[0].lower() + message[1:]}{found}" if key else message
 
 

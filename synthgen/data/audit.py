@@ -418,7 +418,7 @@ def _notes(report: AuditReport) -> tuple[str, ...]:
     conflicting = exact.num_conflicting + near.num_conflicting
     smallest = Counter(report.split_counts["train"]).most_common()[-1]
     lacking, apart = report.num_unlabelled, report.unlabelled_left_out.total
-    trap = next((name for name in report.spec.class_names if name.lower() in ("unlabelled", "unlabeled")), None)
+    trap = next((name for name in report.spec.class_names if name.lower() in ("unlabelled", "unlabeled", "-1")), None)
     lines = (
         (crossing, f"duplicates across splits, which flatter the scores on test: {_plural(crossing, 'group')}"),
         (conflicting, f"duplicates that carry different labels: {_plural(conflicting, 'group')}"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from synthgen.config.schema import DataConfig
+from synthgen.data.names import shown
 from synthgen.shapes import UInt8
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -69,6 +73,9 @@ def read_image(
 ) -> tuple[tuple[int, int], np.ndarray | None, list[str]]:
     """(original size, pixels uint8 h w or h w 3, what was converted).
 
+    Bytes that were damaged since they were written are found where the format can tell: PNG by its checksums, the others by
+    what is missing of them. A JPEG or GIF with other bytes in its midst often decodes, to other pixels.
+
     Without `data.size_px` only images of the first one's size, and of one that will do, are decoded: the others are an
     error anyway, and their sizes are all that its message needs.
     """
@@ -76,27 +83,104 @@ def read_image(
         raise Unreadable(content)
     try:
         changes: list[str] = []
-        with _open(content, changes) as image:
+        with _opened(content, config, changes) as (image, file):
             size = image.size
             if config.size_px is None and not (fits(*size) and size == (first or size)):
                 return size, None, []
+            if file is not None:
+                _check_whole(file)
             image = _square(_eight_bit(_upright(image, changes), config, changes), config, changes)
             return size, np.asarray(image), changes
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Unreadable(f"more than data.max_pixels={config.max_pixels} pixels") from None
+        raise Unreadable(_too_many(config)) from None
     except UnidentifiedImageError:
         raise Unreadable(f"not an image: its contents are none of {', '.join(FORMATS)}") from None
     except Unreadable:
         raise
     except Exception as error:  # whatever a decoder makes of a damaged file (struct.error, IndexError, ...)
         system = error.strerror if isinstance(error, OSError) else None
-        raise Unreadable(system or f"damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise Unreadable(system or f"damaged: {shown((str(error) or type(error).__name__).splitlines()[0], 200)}") from None
 
 
-def _open(content: Path | bytes | np.ndarray, changes: list[str]) -> Image.Image:
+def _too_many(config: DataConfig) -> str:
+    return f"more than data.max_pixels={config.max_pixels} pixels"
+
+
+@contextmanager
+def _opened(
+    content: Path | bytes | np.ndarray, config: DataConfig, changes: list[str]
+) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
+    """An image whose header was read, and the file that its pixels are still to be read from."""
     if isinstance(content, np.ndarray):
-        return Image.fromarray(_from_array(content, changes))
-    return Image.open(BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS)
+        if content.shape[0] * content.shape[1] > config.max_pixels:
+            raise Unreadable(_too_many(config))
+        yield Image.fromarray(_from_array(content, changes)), None
+        return
+    with BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+        if not file.read(1):
+            raise Unreadable("an empty file")
+        file.seek(0)
+        with Image.open(file, formats=FORMATS) as image:
+            yield image, file
+
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
+PIECE = 2**20
+
+
+def _check_whole(file: BinaryIO) -> None:
+    """Refuses a PNG whose checksums don't fit or whose end is missing, and a JPEG without an end: Pillow shows both.
+
+    The place in the file stays as it is.
+    """
+    before = file.tell()
+    file.seek(0)
+    head = file.read(len(PNG))
+    if head == PNG:
+        _check_png(file)
+    elif head.startswith(JPEG):
+        _check_jpeg(file)
+    file.seek(before)
+
+
+def _check_png(file: BinaryIO) -> None:
+    """Every chunk that pixels depend on (its name begins with a capital) against its CRC, up to the last (PNG 5.3 to 5.5)."""
+    name = b""
+    while name != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:
+            raise Unreadable("damaged: cut off, the end is missing")
+        length, name = struct.unpack(">I4s", head)
+        crc, left = zlib.crc32(name), length
+        while left and (data := file.read(min(left, PIECE))):
+            crc, left = zlib.crc32(data, crc), left - len(data)
+        found = file.read(4)
+        if left or len(found) < 4:
+            raise Unreadable("damaged: cut off, the end is missing")
+        if found != struct.pack(">I", crc) and name[:1].isupper():
+            raise Unreadable(f"damaged: the checksum of its {name.decode('ascii', 'replace')} chunk differs")
+
+
+def _check_jpeg(file: BinaryIO) -> None:
+    """An end after the first scan (ITU-T T.81, B.1.1): what a half-written file lacks, and Pillow then fills up with grey."""
+    file.seek(-len(END_OF_IMAGE), 2)
+    if file.read() == END_OF_IMAGE:  # nearly always
+        return
+    file.seek(len(JPEG))
+    while len(found := file.read(2)) == 2 and found[0] == 0xFF:
+        if found[1] == START_OF_SCAN:
+            last = b""
+            while data := file.read(PIECE):
+                if END_OF_IMAGE in last + data:
+                    return
+                last = data[-1:]
+            raise Unreadable("damaged: cut off, the end is missing")
+        if found[1] == 0xFF:  # a fill byte
+            file.seek(-1, 1)
+        elif found[1] not in (0x01, *range(0xD0, 0xD8)):
+            length = file.read(2)
+            file.seek(max(0, int.from_bytes(length, "big") - 2), 1)
 
 
 def _from_array(pixels: np.ndarray, changes: list[str]) -> np.ndarray:
@@ -121,16 +205,31 @@ def _upright(image: Image.Image, changes: list[str]) -> Image.Image:
         changes.append("animated: first frame")
     if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         changes.append("16-bit scaled")
+    # a TIFF is turned by Pillow when it loads the pixels, and says nothing of it then
+    found = [_orientation(image)] if image.format == "TIFF" else []
     image.load()
-    try:
-        turned = image.getexif().get(0x0112, 1) in range(2, 9)
-    except Exception:  # a damaged EXIF block says nothing of the pixels
+    found.append(_orientation(image))
+    if DAMAGED in found:
         changes.append("EXIF unreadable")
-        turned = False
-    if turned:
+    elif any(orientation in range(2, 9) for orientation in found):
         changes.append("EXIF rotated")
         image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile") or b""
+    if profile and not any(name in profile for name in (b"sRGB", "sRGB".encode("utf-16-be"))):
+        changes.append("colour profile ignored")
     return image
+
+
+DAMAGED = -1
+"""The orientation of an image whose EXIF block can't be read, which says nothing of the pixels."""
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF numbers them: 1 is upright."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # whatever Pillow makes of a damaged block
+        return DAMAGED
 
 
 def _eight_bit(image: Image.Image, config: DataConfig, changes: list[str]) -> Image.Image:

@@ -20,7 +20,9 @@ import numpy as np
 
 from synthgen.config.schema import DataConfig
 from synthgen.data.decoding import SIZE_RULE, Unreadable, fits, nearest_size, pillow_limits, read_image, stack
-from synthgen.data.layouts import SOURCES, SUFFIXES, Source, content_of, file_digest, walk
+from synthgen.data.layouts import LOST, SOURCES, SUFFIXES, content_of, file_digest, walk
+from synthgen.data.listing import Source
+from synthgen.data.names import check_class_names, shown
 from synthgen.errors import ConfigError, DataError, did_you_mean
 from synthgen.shapes import Int64, UInt8
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
@@ -63,7 +65,8 @@ def load(config: DataConfig, any_classes: bool = False) -> RealImages:
     Args:
         config: where they are and what they become.
         any_classes: take what there is, one class or a class without images, as candidates may have; `config.classes` and
-            `config.unlabelled` are of the real images and don't count then.
+            `config.unlabelled` are of the real images and don't count then. No image may be left out of candidates, whatever
+            `config.max_unreadable` allows: they are judged as a whole, and a broken one is a fault of theirs.
 
     Raises:
         ConfigError: a setting that this source doesn't have, or that can't be used; a class that it doesn't have.
@@ -75,8 +78,9 @@ def load(config: DataConfig, any_classes: bool = False) -> RealImages:
         config = config.model_copy(update={"classes": None, "unlabelled": None})
     _check_settings(config)
     root = Path() if config.path is None else _find(config.path)
-    where = config.path or config.source
+    where = shown(config.path or config.source)
     source = _chosen(SOURCES[config.source](config, root), config, where)
+    check_class_names(source.class_names, where)
     if not any_classes:
         _check_classes(source.labels, source.class_names, where)
 
@@ -98,19 +102,21 @@ def load(config: DataConfig, any_classes: bool = False) -> RealImages:
             if array is not None:
                 pixels.append(array)
 
+    if any_classes:
+        _check_complete({o: reason for o, reason in source.skipped.items() if reason in LOST} | unreadable, where)
     _check_unreadable(unreadable, len(rows), config, where)
     if config.size_px is None:
         _check_native_sizes(sizes, where)
     labels = source.labels[rows]
     if not any_classes:
-        _check_classes(labels, source.class_names, where)
+        _check_classes(labels, source.class_names, where, len(unreadable))
     images = stack(pixels, config.channels, converted)
     keys = tuple(f"real-{i:06d}" for i in range(len(rows)))
     groups = tuple(source.groups[row] for row in rows) if source.groups is not None else None
     given = tuple(source.given[row] for row in rows) if source.given is not None else None
     return RealImages(
         spec=DatasetSpec(
-            name=config.name or source.name,
+            name=config.name or shown(source.name, 100),
             image_shape=(images.shape[1], images.shape[2], images.shape[3]),
             class_names=source.class_names,
             grouped=groups is not None,
@@ -138,10 +144,14 @@ def digest(config: DataConfig) -> str:
     root = _find(str(config.path))
     if root.is_file():
         return file_digest(root)
+    if not root.is_dir():
+        raise DataError(f"{shown(str(config.path))}: neither a file nor a folder (a pipe, a device?); give the images' own place")
     found = hashlib.sha256()
     for path in walk(root):
+        if path.name.startswith("."):
+            continue  # never read, and .DS_Store comes and goes
         image = config.source == "folder" and path.suffix.lower() in SUFFIXES
-        content = content_of(path, root) if image else path if path.suffix == ".parquet" else "not read"
+        content = content_of(path, root) if image else path if path.suffix == ".parquet" and path.is_file() else "not read"
         found.update(os.fsencode(path.relative_to(root).as_posix()) + b"\0")
         found.update((file_digest(content) if isinstance(content, Path) else content).encode() + b"\0")
     return found.hexdigest()
@@ -168,7 +178,9 @@ def _chosen(source: Source, config: DataConfig, where: str) -> Source:
     asked = names if config.classes is None else config.classes
     for name in asked:
         if name not in names:
-            known = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            known = ", ".join(shown(each, 60) for each in names[:20]) + (
+                f" and {len(names) - 20} more" if len(names) > 20 else ""
+            )
             raise ConfigError(f"data.classes: {where} has no class {name!r}{did_you_mean(name, names)}; its classes are {known}")
     left_out = UNLABELLED - 1
     number = [asked.index(name) if name in asked else left_out for name in source.class_names]
@@ -192,6 +204,8 @@ def _chosen(source: Source, config: DataConfig, where: str) -> Source:
 
 def _check_settings(config: DataConfig) -> None:
     """Settings that the source would have to ignore are refused, and so is a size that no generator can make."""
+    if config.name is not None and shown(config.name) != config.name:
+        raise ConfigError(f"data.name={config.name!r}: holds control characters; give it a plain name")
     if config.source == "digits" and config.path is not None:
         raise ConfigError(f"data.path={config.path!r}: data.source=digits brings its images; name another source or leave it out")
     if config.source != "digits" and config.path is None:
@@ -208,20 +222,30 @@ def _check_settings(config: DataConfig) -> None:
 
 def _find(path: str) -> Path:
     """The path itself; a relative one is also looked for in $SYNTHGEN_DATA and in ../shared/data."""
+    if not path.strip():
+        raise DataError(f"data.path={path!r}: is empty; give the path of your images")
+    try:
+        path.encode()
+        asked = Path(path).expanduser()
+    except UnicodeEncodeError:  # it goes into files of this run, all of which are UTF-8
+        raise DataError(f"data.path='{shown(path)}': isn't text (not UTF-8); rename the file or folder") from None
+    except RuntimeError as error:
+        raise DataError(f"data.path={path!r}: {error}; give the whole path of your images") from None
     places = {".": Path(), "$SYNTHGEN_DATA": os.environ.get("SYNTHGEN_DATA"), "../shared/data": Path("..", "shared", "data")}
-    asked = Path(path).expanduser()
     looked = [name for name, place in places.items() if place and (name == "." or not asked.is_absolute())]
     for name in looked:
         if os.path.exists(found := Path(places[name] or "") / asked):
             return found
-    raise DataError(f"data.path={path!r}: no such file or folder (looked in {', '.join(looked)}); give the path of your images")
+    raise DataError(
+        f"data.path='{shown(path, 300)}': no such file or folder (looked in {', '.join(looked)}); give the path of your images"
+    )
 
 
 def _check_native_sizes(sizes: Counter[tuple[int, int]], where: str) -> None:
     """Without `data.size_px`, all images have one size, square, that the generators can make."""
-    shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(4))
+    commonest = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(4))
     if len(sizes) > 1:
-        raise DataError(f"{where}: images of {len(sizes)} sizes, {shown}, ...; give one, for example data.size_px=32")
+        raise DataError(f"{where}: images of {len(sizes)} sizes, {commonest}, ...; give one, for example data.size_px=32")
     ((width, height),) = sizes
     if width != height:
         raise DataError(
@@ -231,8 +255,8 @@ def _check_native_sizes(sizes: Counter[tuple[int, int]], where: str) -> None:
         raise DataError(f"{where}: images of {width}x{height}; {SIZE_RULE}; give data.size_px={nearest_size(width)}")
 
 
-def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], where: str) -> None:
-    """At least two classes, each with an image."""
+def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], where: str, num_unreadable: int = 0) -> None:
+    """At least two classes, each with an image (that can be read)."""
     if len(labels) == 0:
         raise DataError(f"{where}: no images in it")
     if not (labels != UNLABELLED).any():
@@ -242,14 +266,26 @@ def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], where: str)
     counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
     if empty := [class_names[i] for i in np.flatnonzero(counts == 0)]:
         more = f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else ""
-        raise DataError(f"{where}: class {empty[0]!r} has no images{more}; add some or take the class out")
+        left_out = f" that can be read, {num_unreadable} can't" if num_unreadable else ""
+        raise DataError(f"{where}: class {empty[0]!r} has no images{left_out}{more}; add some or take the class out")
+
+
+def _check_complete(left_out: dict[str, str], where: str) -> None:
+    if left_out:
+        raise DataError(
+            f"{where}: {len(left_out)} of the candidates can't be read, and a set is judged as a whole; mend or remove them. "
+            f"First: {_first(left_out)}"
+        )
+
+
+def _first(left_out: dict[str, str]) -> str:
+    return "; ".join(f"{origin}: {reason}" for origin, reason in list(left_out.items())[:3])
 
 
 def _check_unreadable(unreadable: dict[str, str], readable: int, config: DataConfig, where: str) -> None:
     total = len(unreadable) + readable
     if unreadable and (readable == 0 or len(unreadable) / total > config.max_unreadable):
-        first = "; ".join(f"{origin}: {reason}" for origin, reason in list(unreadable.items())[:3])
-        raise DataError(
-            f"{where}: {len(unreadable)} of {total} images are unreadable, and data.max_unreadable={config.max_unreadable} "
-            f"allows {int(config.max_unreadable * total)}; mend or remove them. First: {first}"
-        )
+        allowed = f"data.max_unreadable={config.max_unreadable} allows {int(config.max_unreadable * total)}"
+        most = allowed if readable else "at least one has to be read"
+        what = f"{len(unreadable)} of {total} images are unreadable, and {most}"
+        raise DataError(f"{where}: {what}; mend or remove them. First: {_first(unreadable)}")

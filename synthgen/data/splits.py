@@ -144,9 +144,11 @@ def stratified(
             for k, c in counts.items():
                 missing[k] -= c
     if not taken:
+        smallest = min(len(rows) for rows in members.values())
+        groups = "the only group has" if len(names) == 1 else f"the smallest of {len(names)} groups has"
         raise DataError(
-            f"{name}: {num} images can't be taken without cutting a group; the smallest of {len(names)} groups has "
-            f"{min(len(rows) for rows in members.values())} images"
+            f"{name.replace('/', '.')}: {num} images can't be taken without cutting a group (near duplicates, a patient): "
+            f"{groups} {smallest} images; add others, or give split.keep_near_duplicates_together=false if it is near duplicates"
         )
     return np.sort(pool[taken])
 

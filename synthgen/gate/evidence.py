@@ -90,7 +90,7 @@ def check(candidates: Evidence, real: Real) -> None:
 
     Raises:
         DataError: no candidates, other shapes, another extractor, labels that are no classes,
-            repeated keys, too few held-out images.
+            repeated keys, too few held-out images, features that are the same for all of them.
     """
     everything = {"candidates": candidates, "train": real.train, "val": real.val, "reference": real.reference}
     if not len(candidates):
@@ -116,5 +116,10 @@ def check(candidates: Evidence, real: Real) -> None:
             )
     if len(set(candidates.features.keys)) < len(candidates):
         raise DataError("gate: two candidates have the same key")
+    if not np.ptp(real.reference.features.features, axis=0).any():
+        raise DataError(
+            f"gate: {real.reference.features.extractor!r} gives all {len(real.reference)} reference images the same features, so "
+            "nothing can be compared; take another extractor, or other images"
+        )
     if len(real.blurred) != len(real.reference):
         raise DataError(f"gate: {len(real.blurred)} blurred images for {len(real.reference)} reference images")

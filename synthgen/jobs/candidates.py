@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -15,10 +17,17 @@ from synthgen.jobs.order import CANDIDATES
 from synthgen.jobs.real import source_of
 from synthgen.shards import manifest, raw, read
 from synthgen.types import Batch, DatasetSpec, SampleInfo
+from synthgen.types.fits import misfit
+
+ABOUT = "candidates.json"
 
 
-def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[Batch, list[SampleInfo], str]:
+def load_candidates(
+    path: Path, spec: DatasetSpec, config: RunConfig, note: Callable[[str], None] = lambda line: None
+) -> tuple[Batch, list[SampleInfo], str]:
     """Candidates from a folder of ours (`generate`, `export`), a .tar, or anything that real images can come from.
+
+    `note` is handed a line for every kind of change that images went through when they were read.
 
     Returns:
         The images with labels numbered as the real images' are, what is known of each, and a digest of the input.
@@ -29,11 +38,9 @@ def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[B
     if (path / CANDIDATES).is_file():
         storage.check_folder(path)
         batch = raw.read(path / CANDIDATES, spec)
-        about = storage.read_json(path / "candidates.json")
+        about = _about(path)
         made = about["provenance"]
-        infos = [
-            SampleInfo(about["generator"], made["checkpoint"], made["seed"], int(key.rsplit("-", 1)[1])) for key in batch.keys
-        ]
+        infos = [SampleInfo(about["generator"], made["checkpoint"], made["seed"], _index(path, key)) for key in batch.keys]
         return batch, infos, storage.folder_digest(path)
     if path.suffix == ".tar" or (path / manifest.NAME).is_file() or _holds_tars(path):
         found, names, known = read.load(path)
@@ -45,6 +52,8 @@ def load_candidates(path: Path, spec: DatasetSpec, config: RunConfig) -> tuple[B
         plain = {"name": None, "group_column": None, "group_pattern": None}
         loaded = sources.load(source.data.model_copy(update=size | plain), any_classes=True)
         found, names, digest = loaded.batch, loaded.spec.class_names, loaded.spec.fingerprint
+        for what, count in loaded.converted.items():
+            note(f"{count} of the {len(found)} candidates were changed when they were read: {what}")
         found = Batch(found.images, found.labels, tuple(key.replace("real-", "candidate-") for key in found.keys))
         infos = [SampleInfo(path.stem, "", 0, -1) for _ in found.keys]
     if found.images.shape[1:] != spec.image_shape:
@@ -76,13 +85,56 @@ def label_plan(path: Path, spec: DatasetSpec) -> LabelPlan | None:
     """
     if not (path / CANDIDATES).is_file():
         return None
-    plan = storage.read_json(path / "candidates.json").get("plan")
+    plan = _about(path).get("plan")
     if plan is None or plan["labels"] == "match":
         return None
     unknown = [name for name in plan["counts"] if name not in spec.class_names]
     if unknown:
         raise DataError(f"{path}: the class {unknown[0]!r} is not one of the real images' ({', '.join(spec.class_names)})")
     return LabelPlan(plan["labels"], tuple(plan["counts"].get(name, 0) for name in spec.class_names))
+
+
+class _Made(TypedDict):
+    checkpoint: str
+    seed: int
+
+
+class _Plan(TypedDict):
+    labels: str
+    counts: dict[str, int]
+
+
+class _About(TypedDict, total=False):
+    plan: _Plan | None
+
+
+class About(_About):
+    """`candidates.json`, as far as it is read here."""
+
+    generator: str
+    provenance: _Made
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What `generate` said of its candidates.
+
+    Raises:
+        DataError: something else, or nothing.
+    """
+    found: dict[str, Any] = storage.read_json(path / ABOUT)
+    if wrong := misfit(found, About):
+        raise DataError(f"{path / ABOUT}: damaged: {wrong}; draw the candidates again")
+    return found
+
+
+def _index(path: Path, key: str) -> int:
+    """The number of a sample under its checkpoint, with which its key ends."""
+    digits = key.rpartition("-")[2]
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise DataError(
+            f"{path / CANDIDATES}: the key {key!r} doesn't end with the number of a sample; draw the candidates again"
+        )
+    return int(digits)
 
 
 def _holds_tars(path: Path) -> bool:

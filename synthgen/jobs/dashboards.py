@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from synthgen import logs, storage, tracking
+from synthgen import elsewhere, logs, storage, tracking
 from synthgen.gain import stats
 from synthgen.jobs.gates import load_gate
 from synthgen.jobs.looks import grid, png
@@ -43,11 +43,13 @@ def track(order: Order, out: Path, about: Mapping[str, Any]) -> None:
     settings = config.model_dump(mode="json", exclude={"data": {"path"}})
     group = config.group or _data_set(out) or config.name
     what = [{name: value for name, value in settings.items() if name not in ("tracking", "workers")}, about]
-    with tracking.open_run(config.tracking, config.project, group, config.name, out, settings, what) as run:
+    private = _places(config.model_dump(mode="json"))
+    with tracking.open_run(config.tracking, config.project, group, config.name, out, settings, what, private) as run:
         for name in about["gate"]:
             _generator(run, out, name)
             _gate(run, _judged(out, name), name)
-        report = GainReport.from_json(storage.read_json(out / "gain" / "gain.json")) if about["arms"] else None
+        studied = out / "gain" / "gain.json"
+        report = GainReport.from_json(storage.read_json(studied), str(studied)) if about["arms"] else None
         if report:
             _gain(run, about["arms"], report)
         lineage = {name: _checkpoint(run, out, config.name, name) for name in about["gate"]}
@@ -58,6 +60,15 @@ def track(order: Order, out: Path, about: Mapping[str, Any]) -> None:
             run.alert(f"{config.name}: reject", "\n".join(about["reasons"]))
     if run.where:
         order.progress.finish("tracking", f"{config.tracking}: {run.where}")
+
+
+def _places(settings: Any) -> list[str]:
+    """Every place on this machine that the settings name."""
+    if isinstance(settings, Mapping):
+        return [place for value in settings.values() for place in _places(value)]
+    if isinstance(settings, (list, tuple)):
+        return [place for value in settings for place in _places(value)]
+    return [settings] if isinstance(settings, str) and elsewhere.ON_THIS_MACHINE.match(settings) else []
 
 
 def _data_set(out: Path) -> str:

@@ -129,7 +129,8 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
         DataError: candidates of another shape or with classes that the real images don't have; too few images.
     """
     config = order.config
-    batch, _, digest = load_candidates(candidates, split.spec, config)
+    changed: list[str] = []
+    batch, _, digest = load_candidates(candidates, split.spec, config, changed.append)
     plan = label_plan(candidates, split.spec)
     settings = _settings(order, ("gate", "features", "seed"), NEVER_CHANGE_A_BYTE)
     inputs = {"split": split.digest, "features": storage.folder_digest(networks), "candidates": digest}
@@ -150,6 +151,7 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
             order.progress.advance(f"gate {name}", 1, "planted copies and defects done")
             report = judge.judge(evidence, real, sifted, config.gate, split.spec.class_names, config.seed, planted, plan)
             order.progress.advance(f"gate {name}")
+            report = replace(report, notices=(*changed, *report.notices))
             work.write_json("gate.json", report.to_json())
             keys = real.copied.features.keys
             columns: dict[str, Any] = {"key": list(batch.keys), "label": batch.labels}

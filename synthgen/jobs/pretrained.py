@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load as load_tensors
 
 from synthgen import storage
@@ -36,7 +37,7 @@ def find(path: Path) -> Path:
     """The file of ours, or the folder of diffusers, that a path given by a user stands for."""
     if (path / CHECKPOINT).is_file():
         return path / CHECKPOINT
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise CheckpointError(f"init_from: {path}: no such file or folder; give a {CHECKPOINT} or a folder of diffusers")
     return path
 
@@ -68,7 +69,11 @@ def read(path: Path, kind: str, split: Split) -> Pretrained:
     settings = {key: about["config"][key] for key in ("objective", "sigma_data") if key in about["config"]}
     if "objective" in about["structure"]:  # of a network of diffusers, which brings its own
         settings.pop("objective", None)
-    return Pretrained(str(path), load_tensors(data), about["structure"], spec.class_names, settings, ancestors)
+    try:
+        tensors = load_tensors(data)
+    except Exception as error:  # safetensors raises bare exceptions of its own
+        raise CheckpointError(f"init_from: {path}: damaged ({' '.join(str(error).split())[:200]}); train it again") from error
+    return Pretrained(str(path), tensors, about["structure"], spec.class_names, settings, ancestors)
 
 
 def _read_diffusers(folder: Path) -> Pretrained:
@@ -93,16 +98,31 @@ def _read_diffusers(folder: Path) -> Pretrained:
         raise CheckpointError(
             f"init_from: {unet_folder}: holds a {about.get('_class_name')!r}, only a UNet2DModel can be taken up"
         )
+    if "quantization_config" in about or (unet_folder / f"{WEIGHTS}.index.json").exists():
+        raise CheckpointError(f"init_from: {unet_folder}: weights in pieces or in other types; save them as one {WEIGHTS}")
     try:
+        _check_size(UNet2DModel, about, unet_folder)
         unet: Any = UNet2DModel.from_pretrained(unet_folder, local_files_only=True, use_safetensors=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # diffusers raises what it likes
         raise CheckpointError(f"init_from: {unet_folder}: can't be read ({' '.join(str(error).split())[:200]})") from error
     return of_diffusers(unet, _read_json(settings), str(folder))
 
 
+def _check_size(model: Any, about: dict[str, Any], folder: Path) -> None:
+    """A few settings may ask for a network of any size: what has more weights than the file has bytes isn't built."""
+    with torch.device("meta"):
+        needed = sum(parameter.numel() for parameter in model.from_config(about).parameters())
+    if needed > (stored := (folder / WEIGHTS).stat().st_size):
+        raise CheckpointError(f"init_from: {folder}: config.json asks for {needed:,} weights, and {WEIGHTS} has {stored:,} bytes")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"init_from: {path}: not JSON ({error})") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"init_from: {path}: not a JSON object; save it again with save_pretrained")
     return loaded

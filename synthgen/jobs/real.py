@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from synthgen import storage
 from synthgen.config.schema import RunConfig
 from synthgen.data import audit as auditing
 from synthgen.data import sources, splits
+from synthgen.data.names import shown
 from synthgen.errors import DataError, StorageError
 from synthgen.jobs.order import Order
 from synthgen.shards import raw
@@ -85,8 +87,10 @@ def write_config(order: Order, out: Path) -> None:
 
 def _refuse_inside(out: Path, config: RunConfig) -> None:
     """An output folder among the images would be taken for a class the next time."""
-    root = Path(config.data.path).resolve() if config.data.path else None
-    if root is not None and root.is_dir() and (out.resolve() == root or root in out.resolve().parents):
+    if not config.data.path or not os.path.isdir(config.data.path):
+        return
+    root = Path(config.data.path).resolve()
+    if out.resolve() == root or root in out.resolve().parents:
         raise StorageError(f"{out}: lies inside the images' own folder {config.data.path}; choose an --out elsewhere")
 
 
@@ -194,12 +198,13 @@ def source_of(path: Path, config: RunConfig) -> RunConfig:
     Raises:
         DataError: no such file or folder.
     """
-    if str(path) == "digits" and not path.exists():
+    there = os.path.exists(path)  # a Path's own methods raise for a name that is too long
+    if str(path) == "digits" and not there:
         return config.model_copy(
             update={"data": config.data.model_copy(update={"source": "digits", "path": None, "size_px": None})}
         )
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+    if not there:
+        raise DataError(f"'{shown(str(path), 300)}': no such file or folder; give the path of your images")
     if is_split(path):
         raise DataError(f"{path}: already a folder of `synthgen audit`; give it to the other jobs as --real")
     tables = path.suffix == ".parquet" or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
@@ -218,5 +223,6 @@ def open_or_make_split(order: Order, real: Path, out: Path) -> Split:
 def is_split(path: Path) -> bool:
     """Whether `path` is a folder that `audit` made."""
     return any(
-        (folder / storage.STAGE_MANIFEST).is_file() and (folder / "dataset.json").is_file() for folder in (path, path / "split")
+        os.path.isfile(folder / storage.STAGE_MANIFEST) and os.path.isfile(folder / "dataset.json")
+        for folder in (path, path / "split")
     )

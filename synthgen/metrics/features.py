@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -87,16 +87,20 @@ def as_pair(
     return x.to(wider), y.to(x.device, wider)
 
 
-def check_finite(x: Float[Tensor, "n d"], name: str) -> None:
-    """Raises a DataError that says how many rows hold NaN or infinite values, and which (the first five)."""
+def check_finite(x: Float[Tensor, "n d"], name: str, keys: Sequence[str] = ()) -> None:
+    """Raises a DataError that says how many rows hold NaN or infinite values, and which (the first five).
+
+    With the rows' `keys` it also says whose the first one is.
+    """
     if bool(torch.isfinite(x.sum(dim=1)).all()):  # much faster than to look at every value, and never wrong when it says so
         return
     bad = ~torch.isfinite(x).all(dim=1)
     if bool(bad.any()):
         first, *others = torch.nonzero(bad)[:, 0].tolist()
         more = f" (then {', '.join(map(str, others[:4]))}{', ...' if len(others) > 4 else ''})" if others else ""
-        count = f"{len(others) + 1} of {len(x)} rows"
-        raise DataError(f"{name}: {count} hold NaN or infinite values, the first is row {first}{more}")
+        count, called = f"{len(others) + 1} of {len(x)} rows", f", {keys[first]!r}" if keys else ""
+        found = f"{count} hold NaN or infinite values, the first is row {first}{called}{more}"
+        raise DataError(f"{name}: {found}; leave them out, or mend what made them")
 
 
 def micro_batches(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from synthgen.errors import ConfigError, DataError
 from synthgen.metrics.features import Array, as_pair
+from synthgen.metrics.neighbours import power_of_two
 from synthgen.metrics.products import product
 from synthgen.metrics.subsets import Subsets
 from synthgen.shapes import Float
@@ -148,6 +149,12 @@ def mmd_rbf(
             raise DataError("mmd_rbf: half of the real rows or more are equal, so their median distance is 0: give a sigma")
     if not 0 < sigma < math.inf:
         raise ConfigError(f"mmd_rbf: sigma {sigma}: a number above 0 is needed, or None for the median distance")
+    unit = power_of_two(x, y)
+    if unit != 1:  # the value is the same, and no square vanishes or overflows
+        x, y, sigma = x / unit, y / unit, sigma / unit
+    if sigma < 1e-150:
+        told = f"a bandwidth of {sigma * unit:.3g} is nothing beside features as large as {unit:.3g}"
+        raise DataError(f"mmd_rbf: {told}: give a larger sigma, or leave outliers out")
     centre = _middle(x, y)
     rate = 0.5 / sigma**2
     chunks = (rows for z in (x, y) for rows in z.split(_chunk(z)))

@@ -8,15 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from synthgen import storage
 from synthgen.errors import DataError, SynthgenError
 from synthgen.report import charts, plain
 from synthgen.report.evidence import generator_names, json_object, read_gain, read_gate, read_verdict
 from synthgen.report.lineage import DIGEST_CHARS, lineage
 from synthgen.report.page import render
-from synthgen.report.portable import Portable
+from synthgen.report.portable import Portable, settings_in
 from synthgen.report.styles import Styles
 from synthgen.report.wording import duration, interval, num, pct, signed, words
 from synthgen.types import DatasetSpec, GainReport, GateReport
@@ -181,14 +179,14 @@ def _read(folder: Path, name: str) -> Run:
             spec=DatasetSpec.from_json(json_object(spec_file), str(spec_file)) if spec_file.is_file() else None,
             split=storage.folder_digest(spec_file.parent) if (spec_file.parent / storage.STAGE_MANIFEST).is_file() else "",
             sizes={role: sum(by_class.values()) for role, by_class in counts.items()},
-            settings={key: portable.data(value) for key, value in _flat(yaml.safe_load(config) or {})},
+            settings={key: portable.data(value) for key, value in _flat(settings_in(config) or {})},
             gates=dict(_gates(folder, verdict)),
             gain=read_gain(study / "gain.json") if (study / "gain.json").is_file() else None,
             codes=lineage(folder).codes,
         )
     except SynthgenError as error:
         raise DataError(f"{folder}: {error}; finish or repair this run, or leave it out") from None
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{folder}: damaged ({type(error).__name__}: {' '.join(str(error).split())}); repair this run, or leave it out"
         ) from None

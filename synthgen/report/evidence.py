@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,90 @@ from synthgen.report.lineage import Lineage, lineage
 from synthgen.shards import manifest, raw
 from synthgen.shards.table import readable
 from synthgen.types import DatasetSpec, GainReport, GateReport, ShardManifest
+from synthgen.types.fits import misfit
 
 VERDICT_SCHEMA = "synthgen.verdict/1"
 CURVE_POINTS = 400
 """Losses of a curve on the page; of more, every so many-th is taken."""
 
 T = TypeVar("T")
+
+
+class Judged(TypedDict, total=False):
+    """What the verdict says of a generator at the gate."""
+
+    verdict: str
+    reasons: list[str]
+    candidates: int
+    kept: int
+    dropped: dict[str, int]
+
+
+class Arm(TypedDict, total=False):
+    """What the verdict says of an arm."""
+
+    meaning: str | None
+    recipe: str | None
+    dial: str | None
+    synthetic: bool | None
+    simulation: bool | None
+    best_real: bool | None
+    best_synthetic: bool | None
+    networks: int | None
+    num_real: int | None
+    num_synthetic: int | None
+    seeds: int | None
+    dial_value: float | None
+    val_accuracy: float | None
+    test_accuracy: float | None
+    low: float | None
+    high: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    boot_low: float | None
+    boot_high: float | None
+    p_holm: float | None
+    effect_size: float | None
+    macro_f1: float | None
+    worst_class: float | None
+    worst_group: float | None
+    ece: float | None
+    clean: float | None
+    seconds: float | None
+    device_seconds: float | None
+
+
+class Verdict(TypedDict, total=False):
+    """`verdict.json`, as far as the page tells it."""
+
+    verdict: str
+    reasons: list[str] | None
+    best_generator: str | None
+    arms: dict[str, Arm] | None
+    gate: dict[str, Judged] | None
+    seconds: dict[str, float] | None
+    shards: str | None
+
+
+class Audit(TypedDict, total=False):
+    """`audit/report.json`, as far as it isn't looked at before it is told."""
+
+    notes: list[str]
+    class_counts: dict[str, int]
+    split_counts: dict[str, dict[str, int]]
+    sizes: dict[str, int]
+    converted: dict[str, int]
+    quarantined: dict[str, str]
+    label_issues: LabelIssues
+
+
+class LabelIssues(TypedDict, total=False):
+    """Of the audit."""
+
+    accuracy: float | None
+    keys: list[str]
+    note: str
 
 
 @dataclass(frozen=True)
@@ -173,7 +251,7 @@ def collect(run: Path) -> Evidence:
             return read(run / name)
         except SynthgenError as error:
             missing.append(str(error).replace(f"{run}/", ""))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             missing.append(f"{name}: damaged ({type(error).__name__}: {error})")
         return None
 
@@ -201,7 +279,7 @@ def collect(run: Path) -> Evidence:
         config=part("config.yaml", _text) or "",
         spec=part("split/dataset.json", lambda path: DatasetSpec.from_json(json_object(path), str(path))),
         train=part("split/train.parquet", _images),
-        audit=part("audit/report.json", json_object),
+        audit=part("audit/report.json", _audit),
         generators=tuple(generator(name) for name in generator_names(run, verdict)),
         manifest=part("shards", manifest.read) if verdict.get("shards") or (run / "shards").is_dir() else None,
         gain=part("gain/gain.json", read_gain) if verdict.get("best_generator") or (run / "gain").is_dir() else None,
@@ -221,6 +299,8 @@ def read_verdict(run: Path) -> dict[str, Any]:
     data = json_object(run / "verdict.json")
     if data.get("schema") != VERDICT_SCHEMA:
         raise DataError(f"{run / 'verdict.json'}: the schema is {data.get('schema')!r}, expected {VERDICT_SCHEMA!r}")
+    if wrong := misfit(data, Verdict):
+        raise DataError(f"{run / 'verdict.json'}: damaged: {wrong}; run the same command again")
     return data
 
 
@@ -254,6 +334,13 @@ def generator_names(run: Path, verdict: dict[str, Any]) -> list[str]:
         folders = sorted(path.name for path in (run / stage).glob("*") if path.is_dir()) if (run / stage).is_dir() else []
         names += [name for name in folders if name not in names]
     return [name for name in names if "/" not in name and name not in ("", ".", "..")]
+
+
+def _audit(path: Path) -> dict[str, Any]:
+    found = json_object(path)
+    if wrong := misfit(found, Audit):
+        raise DataError(f"{path}: damaged: {wrong}")
+    return found
 
 
 def _text(path: Path) -> str:

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from synthgen import storage
 from synthgen.errors import SynthgenError
+from synthgen.types.fits import misfit
 
 DIGEST_CHARS = 12
+
+
+class Drawn(TypedDict, total=False):
+    """How candidates were drawn, see `types.Provenance`."""
+
+    config: str | None
+    checkpoint: str | None
+    parents: dict[str, str]
+    code: str | None
+    seed: int | None
+    sampler: str | None
+    chunk: int | None
+    device: str | None
+    libraries: dict[str, str] | None
+
+
+class Plan(TypedDict):
+    """Which labels were asked for."""
+
+    labels: str
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -63,9 +85,9 @@ def lineage(run: Path) -> Lineage:
     drawn, plans = {}, {}
     for path in sorted(run.glob("candidates/*/candidates.json")):
         about = _object(path)
-        if isinstance(about.get("provenance"), dict):
+        if not misfit(about.get("provenance"), Drawn):
             drawn[path.parent.name] = about["provenance"]
-        if isinstance(about.get("plan"), dict):
+        if not misfit(about.get("plan"), Plan):
             plans[path.parent.name] = about["plan"]
     return Lineage(
         stages=tuple(stage for folder in folders if (stage := _stage(run, folder)) is not None),

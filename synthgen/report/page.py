@@ -6,10 +6,12 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined
+from jinja2.bccache import Bucket
 from markupsafe import Markup, escape
 
 from synthgen.report import again, plain
@@ -23,6 +25,7 @@ from synthgen.report.samples import DETAILS, MOST_BYTES, Detail, generator_view
 from synthgen.report.styles import Styles
 from synthgen.report.wording import chance, duration, interval, num, pct, shorten, signed, visible, words
 
+FOLDER = Path(__file__).parent
 MAP_STYLES = re.compile(r"""(createElement\("style"\);e\.id="[0-9a-f]+",e\.textContent=)'(?:[^'\\]|\\.)*'""")
 """Styles of plotly's maps, which it would write into every page; there are no maps here, and the page's policy forbids it."""
 
@@ -88,32 +91,56 @@ def render(template: str, title: str, view: Mapping[str, Any], styles: Styles, p
 
     Nothing in it is loaded from anywhere, and of its own scripts and styles only those run whose sha256 the policy names.
     """
-    from plotly.offline import get_plotlyjs
-
-    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: portable.text(value) if type(value) is str else value,
+        bytecode_cache=COMPILED,
     )
     environment.filters |= {
         "chance": chance, "named": named, "num": num, "signed": signed, "pct": pct, "duration": duration, "words": words,
         "interval": interval, "portable": portable.data, "short": shorten,
     }  # fmt: skip
     body = environment.get_template(template).render(view, styles=styles)
-    plotly = MAP_STYLES.sub(r"\1''", get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script"))
-    script, css = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    scripts, css = _scripts(), (FOLDER / "page.css").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         title=title,
         body=Markup(body),
         styles=[Markup(css), styles.css()],
-        scripts=[Markup(plotly), Markup(script)],
-        script_hashes=[_csp_hash(plotly), _csp_hash(script)],
+        scripts=list(scripts),
+        script_hashes=list(scripts.values()),
         style_hashes=[_csp_hash(css), _csp_hash(styles.css()), _csp_hash("")],  # plotly begins with an empty one
     )
+
+
+class _Compiled(BytecodeCache):
+    """Templates that this process has compiled: compiling them takes longer than all the rest of a page."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if bucket.key in self._known:
+            bucket.bytecode_from_string(self._known[bucket.key])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._known[bucket.key] = bucket.bytecode_to_string()
+
+
+COMPILED = _Compiled()
+
+
+@cache
+def _scripts() -> dict[Markup, str]:
+    """plotly and our script, each with the hash by which the page's policy names it."""
+    from plotly.offline import get_plotlyjs
+
+    plotly = MAP_STYLES.sub(r"\1''", get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script"))
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    return {Markup(text): _csp_hash(text) for text in (plotly, script)}
 
 
 # What is said on top

@@ -12,6 +12,9 @@ import yaml
 from synthgen.elsewhere import LOGIN, ON_THIS_MACHINE
 from synthgen.report.wording import visible
 
+MOST_CHARS = 2**18
+"""Of a `config.yaml` that is read; ours have 7,000."""
+
 
 class Portable:
     """Turns text and data of a run into what anybody may see.
@@ -22,8 +25,7 @@ class Portable:
     """
 
     def __init__(self, folder: str, config: str) -> None:
-        named = (value for value in _strings(_settings(config)) if ON_THIS_MACHINE.match(value))
-        places = {place for place in (folder, *named) if len(place) > 1}
+        places = {place for place in (folder, *_named_in(config)) if len(place) > 1}
         self._short = {place: "…/" + re.split(r"[\\/]", place.rstrip("\\/"))[-1] for place in places}
 
     def text(self, text: str) -> str:
@@ -47,11 +49,28 @@ class Portable:
         return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def _settings(config: str) -> Any:
+def settings_in(config: str) -> Any:
+    """The settings of a run out of its `config.yaml`.
+
+    Raises:
+        ValueError: not YAML, or of a kind that synthgen never writes: aliases, by which a few lines become any number.
+    """
+    if len(config) > MOST_CHARS:
+        raise ValueError(f"config.yaml has {len(config):,} characters")
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(config)):
+            raise ValueError("config.yaml has aliases")
         return yaml.safe_load(config)
-    except (yaml.YAMLError, ValueError):
-        return config
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"config.yaml: {' '.join(str(error).split())[:200]}") from None
+
+
+def _named_in(config: str) -> Iterator[str]:
+    """Places on this machine that the settings name, however damaged their file is."""
+    try:
+        yield from (value for value in _strings(settings_in(config)) if ON_THIS_MACHINE.match(value))
+    except (ValueError, TypeError):
+        yield from re.findall(r"(?:^|[\s'\"\[,:])((?:/|~|[A-Za-z]:[\\/]|file:)[^\s'\",\]}]+)", config)
 
 
 def _strings(value: Any) -> Iterator[str]:

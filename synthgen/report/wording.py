@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 MINUS = "\u2212"
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 """Characters that can't be seen, or that turn the text around them: a name that holds one must not look like another."""
 LABEL_CHARS = 44
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -22,6 +22,70 @@ WORDS = {
     "insufficient evidence": "**Insufficient evidence.** Whether these samples help can't be told from chance.",
     "": "**Not measured.** Nobody has measured yet whether training on these samples helps.",
 }
+
+
+class Metric(TypedDict):
+    """A metric of the gate."""
+
+    name: str
+    value: float | None
+    real: float | None
+    excess: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+class Gate(TypedDict):
+    """What the gate said of the set."""
+
+    verdict: str
+    reasons: list[str]
+    notices: list[str]
+    candidates: int
+    kept: int
+    dropped: dict[str, int]
+    copy_rate: float
+    real_dropped: float
+    extractor: str
+    metrics: list[Metric]
+
+
+class Pair(TypedDict):
+    """An arm against another."""
+
+    arm: str
+    baseline: str
+    difference: float
+    low: float
+    high: float
+    seeds: int
+
+
+class Worth(TypedDict):
+    """How many real images an arm is worth."""
+
+    num_real: int
+    equivalent: float
+    low: float | None
+    high: float | None
+
+
+class Gain(TypedDict):
+    """What the gain study found."""
+
+    best_real: str
+    pairs: list[Pair]
+    exchange: Worth | None
+    networks: int
+
+
+class Evidence(TypedDict, total=False):
+    """`ShardManifest.evidence`, as far as the card tells it."""
+
+    gate: Gate | None
+    gain: Gain | None
+    reasons: list[str]
 
 
 def text(whole: ShardManifest) -> str:
@@ -65,7 +129,11 @@ def _what(whole: ShardManifest) -> str:
     spec, made = whole.spec, whole.provenance
     c, h, w = spec.image_shape
     counts = "\n".join(f"| {_plain(name)} | {count:,} |" for name, count in whole.class_counts.items())
-    by = f"checkpoint `{made.checkpoint}`, {_plain(made.sampler)}, seed {made.seed}" if made.checkpoint else _plain(made.sampler)
+    by = (
+        f"checkpoint {_code(made.checkpoint)}, {_plain(made.sampler)}, seed {made.seed}"
+        if made.checkpoint
+        else _plain(made.sampler)
+    )
     dropped = f" {len(whole.dropped):,} samples of the first export were withdrawn." if whole.dropped else ""
     return (
         f"## What is in it\n\n{whole.num_samples:,} synthetic images, {h} x {w}, {'grey' if c == 1 else 'RGB'}, "
@@ -81,7 +149,8 @@ def _gain(gain: dict[str, Any] | None) -> list[str]:
     if not gain:
         return []
     rows = "\n".join(
-        f"| {p['arm']} | {p['baseline']} | {p['difference']:+.2f} | {p['low']:+.2f} to {p['high']:+.2f} | {p['seeds']} |"
+        f"| {_word(p['arm'])} | {_word(p['baseline'])} | {p['difference']:+.2f} "
+        f"| {p['low']:+.2f} to {p['high']:+.2f} | {p['seeds']} |"
         for p in gain["pairs"]
     )
     worth = ""
@@ -92,7 +161,7 @@ def _gain(gain: dict[str, Any] | None) -> list[str]:
     return [
         "## What they add\n\nDifference in test accuracy, in points, on a locked test set; paired by seed and image.\n\n"
         "| with these | against | points | 95% interval | seeds |\n|---|---|---|---|---|\n"
-        f"{rows}\n\nStrongest real-only way: {gain['best_real']}.{worth}"
+        f"{rows}\n\nStrongest real-only way: {_word(gain['best_real'])}.{worth}"
     ]
 
 
@@ -101,16 +170,16 @@ def _gate(gate: dict[str, Any] | None, said: bool) -> list[str]:
     if not gate:
         return []
     rows = "\n".join(
-        f"| {_plain(m['name'])} | {_figure(m['value'])} | {_figure(m['real'])} | {_excess(m)} | {m['verdict']} |"
+        f"| {_plain(m['name'])} | {_figure(m['value'])} | {_figure(m['real'])} | {_excess(m)} | {_word(m['verdict'])} |"
         for m in gate["metrics"]
     )
     dropped = ", ".join(f"{_plain(reason)} {count:,}" for reason, count in gate["dropped"].items()) or "none"
     return [
-        f"## What the gate says\n\n**{gate['verdict'].capitalize()}.** {gate['kept']:,} of {gate['candidates']:,} candidates "
-        f"kept (dropped: {dropped}); {gate['copy_rate']:.2%} were copies of real images, and of held-out real images the same "
-        f"thresholds drop {gate['real_dropped']:.1%}.\n\n"
+        f"## What the gate says\n\n**{_word(gate['verdict'].capitalize())}.** {gate['kept']:,} of {gate['candidates']:,} "
+        f"candidates kept (dropped: {dropped}); {gate['copy_rate']:.2%} were copies of real images, and of held-out real "
+        f"images the same thresholds drop {gate['real_dropped']:.1%}.\n\n"
         "| metric | these | real against real | excess (95% interval) | |\n|---|---|---|---|---|\n"
-        f"{rows}\n\nFeatures: `{_plain(gate['extractor'])}`. Figures of another extractor can't be compared with these.",
+        f"{rows}\n\nFeatures: {_code(_plain(gate['extractor']))}. Figures of another extractor can't be compared with these.",
         *_list([*([] if said else gate["reasons"]), *gate["notices"]]),
     ]
 
@@ -148,12 +217,12 @@ def _again(whole: ShardManifest) -> str:
     made = whole.provenance
     if not whole.plan:
         return "## Check\n\n`synthgen verify .` checks every byte, `synthgen drop . KEY --out NEW` leaves samples out."
-    inputs = "\n".join(f"- {name}: `{digest}`" for name, digest in sorted(made.parents.items()))
+    inputs = "\n".join(f"- {_word(name)}: {_code(digest)}" for name, digest in sorted(made.parents.items()))
     return (
         "## Check and make again\n\n`synthgen verify .` checks every byte. `synthgen replay KEY . --checkpoint FILE` makes a "
         "sample again from the checkpoint and compares. `synthgen drop . KEY --out NEW` leaves samples out.\n\n"
-        f"synthgen {made.code}, {_plain(made.device)}, "
-        f"{', '.join(f'{name} {number}' for name, number in sorted(made.libraries.items()))}. sha256 of what it was made "
+        f"synthgen {_word(made.code)}, {_plain(made.device)}, "
+        f"{_word(', '.join(f'{name} {number}' for name, number in sorted(made.libraries.items())))}. sha256 of what it was made "
         f"from:\n\n{inputs}"
     )
 
@@ -164,7 +233,17 @@ def _list(lines: list[str]) -> list[str]:
 
 def _plain(words: str) -> str:
     """Text in which nothing is markup: names of classes and files come from anywhere."""
+    return _word(words).replace("_", "\\_")
+
+
+def _word(words: str) -> str:
+    """As `_plain`, for what is ours if nobody has changed the manifest: an underscore within a word is none either."""
     line = "".join(char if char.isprintable() else " " for char in words)
-    for char in "\\`*_[]<>|#":
+    for char in "\\`*[]<>|#":
         line = line.replace(char, f"\\{char}")
     return line
+
+
+def _code(words: str) -> str:
+    """Text as code, in which a backslash is one."""
+    return "`" + "".join(char if char.isprintable() else " " for char in words).replace("`", "'") + "`"

@@ -8,10 +8,11 @@ is read back a batch at a time as well; any other PNG, JPEG or WebP goes through
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from isal import isal_zlib
@@ -31,6 +32,8 @@ LEVEL = 1
 """Of ISA-L's deflate: 2 and 3 gave the same size on 32x32 photographs, 0 forty per cent more at twice the speed."""
 STORED_BLOCK = 65_535
 """Bytes in a stored block of deflate, at most (RFC 1951)."""
+AT_ONCE_BYTES = 64 * 2**20
+"""Pixels of one shape that are decoded in one go: 300 images of 256x256."""
 _uint32 = struct.Struct(">I").pack
 _crc32, _adler32 = isal_zlib.crc32, isal_zlib.adler32  # zlib's values, at three times its speed and more
 _IDAT = _crc32(b"IDAT")
@@ -57,13 +60,31 @@ def decode(files: Sequence[bytes], where: Callable[[int], str], channels: int | 
     Raises:
         DataError: not readable, too large, or of another mode (16 bits, alpha, palette, CMYK).
     """
+    return list(decoded(files, where, channels))
+
+
+def decoded(
+    files: Sequence[bytes], where: Callable[[int], str], channels: int | None = None
+) -> Iterator[UInt8[np.ndarray, "c h w"]]:
+    """As `decode`, one image after the other: what is more than `AT_ONCE_BYTES` isn't held together."""
     found: list[UInt8[np.ndarray, "c h w"] | None] = [None] * len(files)
+    held, later = 0, set[int]()
     for head, numbers in _by_head(files).items():
+        size = len(numbers) * math.prod(_shape(head) or (0,))
+        if held + size > AT_ONCE_BYTES:
+            later.update(numbers)
+            continue
         pixels = _decode_own(head, [files[i] for i in numbers])
         if pixels is not None:
+            held += size
             for i, image in zip(numbers, pixels, strict=True):
                 found[i] = image
-    return [_grey(_with_pillow(files[i], where(i)) if image is None else image, channels) for i, image in enumerate(found)]
+    for i, data in enumerate(files):
+        if i in later and (alone := _decode_own(data[:_HEAD_BYTES], [data])) is not None:
+            yield _grey(alone[0], channels)
+            continue
+        each = found[i]
+        yield _grey(_with_pillow(data, where(i)) if each is None else each, channels)
 
 
 def decode_one(data: bytes, where: str, channels: int | None = None) -> UInt8[np.ndarray, "c h w"]:
@@ -287,8 +308,11 @@ def _with_pillow(data: bytes, where: str) -> UInt8[np.ndarray, "c h w"]:
                         "unpack the archive and give it as an image folder, where other modes are converted"
                     )
                 pixels = np.asarray(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{where}: not readable as PNG, JPEG or WebP ({error})") from None
+    except DataError:
+        raise
+    except Exception as error:  # whatever a decoder makes of a damaged file (struct.error, IndexError, MemoryError, ...)
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: not readable as PNG, JPEG or WebP ({why})") from None
     return pixels[None].copy() if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

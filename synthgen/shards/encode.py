@@ -133,7 +133,7 @@ def info_from(data: Mapping[str, Any], where: str) -> SampleInfo:
             nearest_distance=_number(data["nearest_distance"]),
             reasons=tuple(str(reason) for reason in data["reasons"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: not what an export of synthgen says of a sample ({type(error).__name__}: {error})") from None
 
 

@@ -89,9 +89,11 @@ def _members(path: Path, rows: Sequence[bytes], channels: int | None) -> Iterato
     for name in names:
         if not name or name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise DataError(f"{path}: the file {name!r} lies outside of the folder")
+        if not (path.parent / name).is_file():
+            raise DataError(f"{path}: {name!r} isn't there, or is no file; copy or download it again")
     files = [(path.parent / name).read_bytes() for name in names]
-    images = codec.decode(files, lambda i: str(path.parent / names[i]), channels)
+    images = codec.decoded(files, lambda i: str(path.parent / names[i]), channels)
     for row, name, file, image in zip(known, names, files, images, strict=True):
-        if not isinstance(row.get("key"), str) or not isinstance(row.get("label"), int):
+        if not isinstance(row.get("key"), str) or type(row.get("label")) is not int:
             raise DataError(f"{path}: {name!r} has no key or no label")
         yield Member(row["key"], image, row["label"], row, file, name.rpartition(".")[2])

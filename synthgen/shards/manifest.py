@@ -6,11 +6,13 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 from synthgen import storage
 from synthgen.errors import DataError
+from synthgen.shards import card
 from synthgen.types import ExportFile, Shard, ShardManifest, Verdict
+from synthgen.types.fits import misfit
 
 NAME = "MANIFEST.json"
 NOT_OURS = {NAME, storage.STAGE_MANIFEST, storage.TIMING}
@@ -49,13 +51,16 @@ def parse(data: Any, where: str) -> ShardManifest:
             listed[shard.format] += shard.num_samples
         outside = [file.path for file in everything(manifest) if _leads_out(file.path)]
         if manifest.plan:
-            counts = [int(num) for num in manifest.plan["plan"]["counts"].values()]
-            known = (dict(manifest.plan["sampling"]), str(manifest.plan["precision"]), int(manifest.provenance.chunk))
-            if min(counts) < 0 or len(counts) != manifest.spec.num_classes or known[2] < 1:
+            if misfitting := misfit(manifest.plan, _Plan, "plan"):
+                raise ValueError(misfitting)
+            counts = manifest.plan["plan"]["counts"].values()
+            if min(counts) < 0 or len(counts) != manifest.spec.num_classes or manifest.provenance.chunk < 1:
                 raise ValueError("a label plan or a chunk that can't be")
+        if misfitting := misfit(manifest.evidence, card.Evidence, "evidence"):
+            raise ValueError(misfitting)
         if manifest.verdict not in ("", *get_args(Verdict)):
             raise ValueError(f"verdict {manifest.verdict!r}")
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: damaged ({type(error).__name__}: {error}); run the export again") from None
     if outside:
         raise DataError(f"{where}: the file {outside[0]!r} lies outside of the export")
@@ -65,11 +70,23 @@ def parse(data: Any, where: str) -> ShardManifest:
     return manifest
 
 
+class _Counts(TypedDict):
+    counts: dict[str, int]
+
+
+class _Plan(TypedDict):
+    """What sampling needs to make a sample again."""
+
+    plan: _Counts
+    sampling: dict[str, Any]
+    precision: str
+
+
 def listed(data: bytes) -> list[str]:
     """The files that a manifest's bytes list, itself left out; [] for what isn't a manifest."""
     try:
         return [file.path for file in everything(parse(json.loads(data), NAME))]
-    except (DataError, ValueError):
+    except (DataError, ValueError, RecursionError):
         return []
 
 

@@ -112,7 +112,7 @@ def read(path: Path, channels: int | None = None) -> Iterator[Member]:
 
 def _members(path: Path, samples: Sequence[bytes], channels: int | None) -> Iterator[Member]:
     parts = [_columns(path, sample) for sample in samples]
-    images = codec.decode([image for _, image, _, _ in parts], lambda i: f"{path}: sample {parts[i][2]!r}", channels)
+    images = codec.decoded([image for _, image, _, _ in parts], lambda i: f"{path}: sample {parts[i][2]!r}", channels)
     for (text, file, key, label), image in zip(parts, images, strict=True):
         extension = "png" if file.startswith(codec.SIGNATURE) else "webp"
         yield Member(key, image, label, about_from(text, f"{path}: sample {key!r}"), file, extension)

@@ -80,12 +80,18 @@ def offsets(path: Path, row_bytes: int) -> Int64[np.ndarray, " n"]:
     metadata = pq.read_metadata(path)
     found = [np.zeros(0, np.int64)]
     with open(path, "rb") as file:
+        whole = os.fstat(file.fileno()).st_size
         for group in range(metadata.num_row_groups):
             columns = metadata.row_group(group)
-            column = next(c for i in range(columns.num_columns) if (c := columns.column(i)).path_in_schema == "image")
+            found_here = [c for i in range(columns.num_columns) if (c := columns.column(i)).path_in_schema == "image"]
+            if not found_here:
+                raise _unknown(path, "a row group without them")
+            column = found_here[0]
             if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
                 raise _unknown(path, f"{column.compression}, dictionary: {column.has_dictionary_page}")
             start = column.data_page_offset
+            if not 0 <= start <= start + column.total_compressed_size <= whole:
+                raise _unknown(path, f"a column from byte {start} to {start + column.total_compressed_size} of {whole}")
             pages = list(_pages(file, path, start, start + column.total_compressed_size, row_bytes))
             if sum(map(len, pages)) != columns.num_rows:
                 raise _unknown(path, f"pages of {sum(map(len, pages))} rows in a row group of {columns.num_rows}")

@@ -39,6 +39,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "reasons": pa.list_(pa.string()),
 }
 """Beside them `scores`, a struct of the gate's signals, where there are any."""
+MOST_UNPACKED = 2**28
+"""Bytes of a column of a row group, other than the images: 1,024 samples with 256 kB each."""
 CONSTANT = ("class_name", "generator", "checkpoint", "sampler", "licence")
 """Columns with few different values."""
 
@@ -102,15 +104,41 @@ def read(path: Path, channels: int | None = None) -> Iterator[Member]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            names = [name for name in file.schema_arrow.names if name != "scores"]
-            if names != list(COLUMNS):
-                raise DataError(f"{path}: columns {names}, an export of synthgen has {list(COLUMNS)}")
+            _check_layout(path, file)
             for batch in file.iter_batches(CHUNK, use_threads=False):
                 yield from _members(path, batch, channels)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error})") from None
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: a text that isn't UTF-8
+        raise DataError(f"{path}: not readable as Parquet ({error or type(error).__name__})") from None
+
+
+def _check_layout(path: Path, file: pq.ParquetFile) -> None:
+    """The columns of `COLUMNS` with their types, none of which a few bytes on disk could make large in memory."""
+    schema = file.schema_arrow
+    names = [name for name in schema.names if name != "scores"]
+    if names != list(COLUMNS):
+        raise DataError(f"{path}: columns {names}, an export of synthgen has {list(COLUMNS)}")
+    for name in names:
+        if _plain(schema.field(name).type) != _plain(COLUMNS[name]):
+            raise DataError(f"{path}: column {name!r} is {schema.field(name).type}, an export of synthgen has {COLUMNS[name]}")
+    if "scores" in schema.names:
+        kind = schema.field("scores").type
+        if not pa.types.is_struct(kind) or any(not pa.types.is_float64(field.type) for field in kind):
+            raise DataError(f"{path}: column 'scores' is {kind}, an export of synthgen has a number for each signal")
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group)
+        for column in (rows.column(i) for i in range(rows.num_columns)):
+            name, size = column.path_in_schema, column.total_uncompressed_size
+            if column.has_dictionary_page and name not in CONSTANT:
+                raise DataError(f"{path}: column {name!r} has a dictionary, which in an export of synthgen it hasn't")
+            if size > (path.stat().st_size if name.startswith("image") else MOST_UNPACKED):
+                raise DataError(f"{path}: column {name!r} would take {size:,} bytes in memory; export it again in smaller shards")
+
+
+def _plain(kind: pa.DataType) -> str:
+    """A type without the name that a list gives its entries."""
+    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
 def schema_of(spec: DatasetSpec, signals: tuple[str, ...]) -> pa.Schema:
@@ -198,7 +226,7 @@ def _members(path: Path, batch: pa.RecordBatch, channels: int | None) -> Iterato
     if any(column.null_count for column in (image, files, names, keys, labels)):
         raise DataError(f"{path}: damaged: a row without image, label or key")
     known, ids = _values(files), _values(keys)
-    decoded = codec.decode(known, lambda i: f"{path}: sample {ids[i]!r}", channels)
+    decoded = codec.decoded(known, lambda i: f"{path}: sample {ids[i]!r}", channels)
     rest = [name for name in batch.schema.names if name != "image"]
     rows = zip(*(_values(batch.column(name)) for name in rest), strict=True)
     own: dict[str, Any] = {} if "scores" in rest else {"scores": {}}

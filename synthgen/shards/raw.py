@@ -20,7 +20,7 @@ from synthgen import storage
 from synthgen.errors import DataError
 from synthgen.shapes import Int64
 from synthgen.shards.pages import Rows, offsets
-from synthgen.shards.table import readable
+from synthgen.shards.table import check_room, readable
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 METADATA_KEY = b"synthgen"
@@ -127,27 +127,28 @@ def iterate(path: Path, batch: int, spec: DatasetSpec | None = None) -> Iterator
     found = read_spec(path)
     if spec is not None:
         _same_data(path, found, spec)
-    with pq.ParquetFile(path) as file:
-        try:
-            for rows in file.iter_batches(batch):
-                yield _from_arrow(rows, found, path)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: damaged ({error}); run the job that made it again") from None
+    with readable(path), pq.ParquetFile(path) as file:
+        _check_room(path, file.metadata, found)
+        for rows in file.iter_batches(batch):
+            yield _from_arrow(rows, found, path)
 
 
 def read_spec(path: Path) -> DatasetSpec:
     """The data set that a file belongs to; raises as `read`."""
     with readable(path):
-        schema = pq.read_schema(path)
+        whole = pq.read_metadata(path)
+        schema = whole.schema.to_arrow_schema()
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise DataError(f"{path}: not a file that synthgen wrote between its stages; read it with data.source=parquet")
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: its metadata isn't JSON; run the job that made it again") from None
     spec = DatasetSpec.from_json(data, str(path))
-    if not schema.equals(_schema(spec)):
+    with readable(path):
+        fits = schema.equals(_schema(spec))
+    if not fits:
         raise DataError(f"{path}: columns {schema.names} don't fit images of shape {spec.image_shape}")
     return spec
 
@@ -156,8 +157,15 @@ def is_raw(path: Path) -> bool:
     """Whether a Parquet file was written by `write`; False too for what isn't Parquet."""
     try:
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return False
+
+
+def _check_room(path: Path, whole: pq.FileMetaData, spec: DatasetSpec) -> None:
+    """Packed by another tool, a file of a few bytes may hold more pixels than there is memory."""
+    groups = [whole.row_group(i) for i in range(whole.num_row_groups)]
+    sizes = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
+    check_room(path, max(whole.num_rows * int(np.prod(spec.image_shape)), sum(sizes)))
 
 
 def _schema(spec: DatasetSpec) -> pa.Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from synthgen.errors import DataError
 from synthgen.shards import folder as image_folder
 from synthgen.shards import manifest, raw, webdataset
 from synthgen.shards.encode import Member, info_from
+from synthgen.shards.table import check_room
 from synthgen.shards.write import FORMATS
 from synthgen.types import Batch, DatasetSpec, SampleInfo, ShardManifest
 
@@ -32,6 +34,8 @@ def load(path: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo] | None]:
         return _export(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: neither a file nor a folder")
     if path.suffix == ".tar":
         return _foreign(path)
     if raw.is_raw(path):
@@ -53,15 +57,24 @@ def members(folder: Path, whole: ShardManifest) -> Iterator[Member]:
         if form == "folder" and shards
         else [folder / s.path for s in shards]
     )
+    number = 0
     for path in paths:
         for member in FORMATS[str(form)].read(path, whole.spec.image_shape[0]):
             _check_fits(folder, member, whole.spec)
+            number += 1
+            if number > whole.num_samples:
+                break
             yield member
+    if number != whole.num_samples:
+        raise DataError(
+            f"{folder}: its files don't hold the {whole.num_samples} samples that {manifest.NAME} says; copy it again"
+        )
 
 
 def _export(folder: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo]]:
     whole = manifest.verify(folder)
     spec = whole.spec
+    check_room(folder, whole.num_samples * math.prod(spec.image_shape))
     found = list(members(folder, whole))
     if not found:
         return Batch(np.zeros((0, *spec.image_shape), np.uint8), np.zeros(0, np.int64), ()), spec.class_names, []
@@ -70,15 +83,17 @@ def _export(folder: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo]]:
 
 
 def _foreign(path: Path) -> tuple[Batch, tuple[str, ...], None]:
-    members = list(webdataset.read(path))
+    members: list[Member] = []
+    for member in webdataset.read(path):
+        members.append(member)
+        if member.image.shape != (shape := members[0].image.shape):
+            raise DataError(
+                f"{path}: images of 2 shapes or more, {shape} and {member.image.shape} (c, h, w) among them; "
+                "unpack it and give it as an image folder, where images are brought to one shape"
+            )
+        check_room(path, len(members) * member.image.nbytes)
     if not members:
         raise DataError(f"{path}: no samples in it")
-    shapes = sorted({member.image.shape for member in members})
-    if len(shapes) > 1:
-        raise DataError(
-            f"{path}: images of {len(shapes)} shapes, {shapes[0]} and {shapes[1]} (c, h, w) among them; "
-            "unpack it and give it as an image folder, where images are brought to one shape"
-        )
     names, labels = _classes(path, members)
     return _batch(path, members, labels), names, None
 

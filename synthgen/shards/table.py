@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,5 +45,26 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error})") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:  # ValueError: a text isn't UTF-8
+        raise DataError(f"{path}: not readable as Parquet ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Refuses what would take more than half of this machine's memory, as a small file of packed zeros may.
+
+    Raises:
+        DataError: with both sizes.
+    """
+    memory = _memory()
+    if memory and num_bytes > memory // 2:
+        shown = f"{num_bytes / 2**30:,.1f} GiB of pixels, more than half of this machine's {memory / 2**30:,.1f} GiB of memory"
+        raise DataError(f"{path}: holds {shown}; give it in parts")
+
+
+@cache
+def _memory() -> int:
+    """Bytes of this machine; 0 where the system doesn't say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

@@ -158,20 +158,24 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             while (header := file.read(BLOCK)) and (plain := _plain(header)) is not None:
                 name, size = plain
                 _check_member(path, name, size, number)
-                data = file.read(size + -size % BLOCK)
-                if len(data) < size:
-                    raise DataError(f"{path}: cut off inside {name!r}; copy or download it again")
-                yield name, data[:size]
+                yield name, _contents(path, file, name, size)
                 number += 1
-            yield from _others(path, file, file.tell() - len(header), number)
+            yield from _others(path, file, header, number)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not readable as a tar archive ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error.strerror or error})") from None
+
+
+def _contents(path: Path, file: BinaryIO, name: str, size: int) -> bytes:
+    data = file.read(size + -size % BLOCK)
+    if len(data) < size:
+        raise DataError(f"{path}: cut off inside {name!r}; copy or download it again")
+    return data[:size]
 
 
 def _plain(header: bytes) -> tuple[str, int] | None:
-    """Name and size of a plain USTAR file; None for any other header, which `tarfile` then reads."""
+    """Name and size of a plain USTAR file; None for any other header, see `_others`."""
     size = _size_in(header[100:148], header[156:])
     name = header[:100].rstrip(b"\0")
     if size is None or not name or not name.isascii() or b"\0" in name:
@@ -185,38 +189,103 @@ def _plain(header: bytes) -> tuple[str, int] | None:
 @lru_cache(8192)
 def _size_in(before: bytes, after: bytes) -> int | None:
     """The size that a plain file's header says, from what stands between name and checksum, and after; None for any other."""
-    size = before[24:35]
     if len(after) < BLOCK - 156 or after[:1] not in b"0\0" or after[101:106] != b"ustar" or after[189:190] != b"\0":
         return None
-    return int(size, 8) if size.isdigit() else None
+    return _octal(before[24:35]) if before[24:35].isdigit() else None
 
 
 @lru_cache(8192)
 def _adler_of(field: bytes) -> int:
     """The lower half of the Adler-32 of a header with this checksum, which was summed up with blanks in its place."""
-    return (1 + int(field[:6], 8) + sum(field) - 8 * 32) % 65521 if field[:6].isdigit() else -1
+    told = _octal(field[:6])
+    return -1 if told is None else (1 + told + sum(field) - 8 * 32) % 65521
 
 
-def _others(path: Path, file: BinaryIO, offset: int, number: int) -> Iterator[tuple[str, bytes]]:
-    """The files from a header on that isn't a plain one: long names, other tools' headers, or the end."""
-    file.seek(offset)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if member.isdir():
-                continue
-            if not member.isreg() or member.issparse():
-                raise DataError(f"{path}: member {member.name!r} is a link or a special file; only plain files are read")
-            _check_member(path, member.name, member.size, number)
-            content = tar.extractfile(member)
-            data = content.read() if content else b""
-            if len(data) != member.size:
-                raise DataError(f"{path}: cut off inside {member.name!r}; copy or download it again")
-            yield member.name, data
-            number += 1
-        end = tar.offset
-    file.seek(end)
-    if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a damaged header, and the end of the file, for the end of the archive
-        raise DataError(f"{path}: damaged or cut off after {end:,} bytes; copy or download it again")
+def _others(path: Path, file: BinaryIO, header: bytes, number: int) -> Iterator[tuple[str, bytes]]:
+    """The files from a header on that isn't a plain one: folders, long names, other tools' headers, and the end.
+
+    Read here, since `tarfile` of Python 3.11 calls itself for each header that tells of the next one, and some sizes send it
+    round in circles.
+    """
+    told: dict[str, str] = {}
+    notes = 0
+    while header != _ZEROS:
+        at = file.tell() - len(header)
+        kind, name, size = _header(path, header, at)
+        if kind in NOTES:
+            notes += 1
+            if size > MAX_NOTE_BYTES or notes > MAX_NOTES:
+                raise DataError(f"{path}: damaged after {at:,} bytes: {notes} headers for one file; copy or download it again")
+            told |= _told(path, kind, _contents(path, file, name, size))
+        else:
+            folder = kind == b"5" or (kind in PLAIN and name.endswith("/"))
+            if not folder and (kind not in PLAIN or any(key.startswith("GNU.sparse") for key in told)):
+                raise DataError(f"{path}: member {name!r} is a link or a special file; only plain files are read")
+            name = told.get("path", name)
+            size = 0 if folder else _number(path, told.get("size", str(size)))
+            _check_member(path, name, size, number)
+            if not folder:
+                yield name, _contents(path, file, name, size)
+            number, notes, told = number + 1, 0, {}
+        header = file.read(BLOCK)
+
+
+PLAIN = (b"0", b"\0", b"7")
+NOTES = (b"x", b"g", b"L", b"K")
+"""Kinds of headers that tell of the next file: PAX's, and of all that follow; GNU's long name, and long target of a link."""
+MAX_NOTE_BYTES, MAX_NOTES = 2**20, 8
+
+
+def _header(path: Path, header: bytes, at: int) -> tuple[bytes, str, int]:
+    """Kind, name and size that a header says (POSIX.1-1988, GNU tar); its sum has to be right."""
+    if len(header) < BLOCK or _octal(header[_CHECKSUM]) != sum(header) - sum(header[_CHECKSUM]) + 8 * 32:
+        raise DataError(f"{path}: damaged or cut off after {at:,} bytes; copy or download it again")
+    size = int.from_bytes(header[125:136], "big") if header[124] == 0x80 else _octal(header[124:136])
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0]
+    if prefix and header[257:263] == b"ustar\0":
+        name = prefix + b"/" + name
+    if size is None or not name or header[257:262] not in (b"ustar", bytes(5)):
+        raise DataError(f"{path}: damaged after {at:,} bytes: no name or no size; copy or download it again")
+    return header[156:157], _text(path, name), size
+
+
+def _octal(field: bytes) -> int | None:
+    """0 where nothing stands; None where something else than a number does."""
+    digits = field.strip(b" \0")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None if digits else 0
+
+
+def _told(path: Path, kind: bytes, data: bytes) -> dict[str, str]:
+    """What is said of the next file: PAX's keys and values, or its name as "path"."""
+    if kind == b"L":
+        return {"path": _text(path, data.partition(b"\0")[0])}
+    found = {}
+    while kind != b"K" and data:
+        length = data.partition(b" ")[0]
+        end = int(length) if length.isdigit() and len(length) < 8 else 0
+        key, equals, value = data[len(length) + 1 : max(end - 1, 0)].partition(b"=")
+        if not equals or data[end - 1 : end] != b"\n":
+            raise DataError(f"{path}: damaged: a PAX header that can't be read; copy or download it again")
+        if key in (b"path", b"size") or key.startswith(b"GNU.sparse"):
+            found[_text(path, key)] = _text(path, value)
+        data = data[end:]
+    if kind == b"g" and found:
+        raise DataError(f"{path}: gives all its files one {min(found)!r}; pack it again")
+    return found
+
+
+def _text(path: Path, name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the name {name[:100]!r} in it isn't UTF-8; rename that file and pack it again") from None
+
+
+def _number(path: Path, digits: str) -> int:
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise DataError(f"{path}: damaged: a file of {digits[:40]!r} bytes; copy or download it again")
+    return int(digits)
 
 
 def _check_member(path: Path, name: str, size: int, number: int) -> None:
@@ -238,7 +307,7 @@ def _decoded(path: Path, samples: list[tuple[str, dict[str, bytes]]], channels: 
             )
         kinds.append(images[0])
     files = [parts[kind] for (_, parts), kind in zip(samples, kinds, strict=True)]
-    decoded = codec.decode(files, lambda i: f"{path}: sample {samples[i][0]!r}", channels)
+    decoded = codec.decoded(files, lambda i: f"{path}: sample {samples[i][0]!r}", channels)
     for (key, parts), kind, file, image in zip(samples, kinds, files, decoded, strict=True):
         where = f"{path}: sample {key!r}"
         known = about_from(parts["json"], where) if "json" in parts else {}

@@ -224,7 +224,7 @@ def test_npz_refusals(tmp_path: Path):
         load(npz(file, images=images.astype(np.int64), labels=[0, 1]))
     with pytest.raises(DataError, match=r"shape \(2, 8\), expected"):
         load(npz(file, images=images[:, 0], labels=[0, 1]))
-    with pytest.raises(DataError, match="without pickle"):
+    with pytest.raises(DataError, match="array 'labels': holds Python objects, which are never unpickled"):
         load(npz(file, images=images, labels=np.array([0, {}], dtype=object)))
     file.write_text("not a zip")
     with pytest.raises(DataError, match=r"a.npz: not readable as .npz"):
@@ -495,12 +495,13 @@ def test_broken_files_are_quarantined_with_the_reason(pets: Path):
     (pets / "cat" / "half.png").write_bytes(png(picture(0))[:400])
     (pets / "cat" / "phone.heic").write_bytes(b"")
     (pets / "cat" / "notes.txt").write_text("not an image, and doesn't pretend")
-    (pets / "cat" / ".hidden.png").write_text("not looked at")
+    (pets / "cat" / ".hidden.png").write_text("not read, and listed")
     (pets / "README.md").write_text("nor this")
     found = load(folder(pets, max_unreadable=0.4))
-    assert set(found.quarantined) == {"cat/text.png", "cat/half.png", "cat/phone.heic", "cat/notes.txt", "README.md"}
+    listed = {"cat/text.png", "cat/half.png", "cat/phone.heic", "cat/notes.txt", "cat/.hidden.png", "README.md"}
+    assert set(found.quarantined) == listed
     assert found.quarantined["cat/text.png"].startswith("not an image")
-    assert "truncated" in found.quarantined["cat/half.png"]
+    assert "cut off" in found.quarantined["cat/half.png"]
     assert found.quarantined["cat/notes.txt"] == "not an image file"
     assert len(found.batch) == 6
     with pytest.raises(DataError, match=r"3 of 9 images are unreadable.*max_unreadable=0.01 allows 0.*First: cat/half.png: "):

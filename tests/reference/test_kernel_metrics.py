@@ -161,6 +161,16 @@ def test_the_bandwidth_is_the_median_distance_of_the_real_set() -> None:
         mmd_rbf(x, y, -1.0)
 
 
+@pytest.mark.parametrize("exponent", [-100, -80, 80, 100])
+def test_the_gaussian_mmd_does_not_depend_on_the_unit_of_the_features(exponent: int) -> None:
+    rng = np.random.default_rng(3)
+    x, y = (rng.normal(offset, 1, (40, 5)).astype(np.float32) for offset in (0, 0.5))
+    unit = np.float32(2.0**exponent)  # squares of float32 overflow or vanish
+    assert mmd_rbf(x * unit, y * unit) == pytest.approx(mmd_rbf(x, y), rel=1e-5)
+    with pytest.raises(DataError, match="is nothing beside features as large as"):
+        mmd_rbf(x * np.float32(2.0**100), y * np.float32(2.0**100), sigma=1e-130)
+
+
 def test_cmmd_by_the_formula_of_its_authors() -> None:
     """1000 (mean k_xx + mean k_yy - 2 mean k_xy) with exp(-|x - y|^2 / 200) on unit rows, diagonals counted."""
     x, y = two_sets(300, 200, 16)
