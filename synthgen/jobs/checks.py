@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +133,12 @@ def _verify_elsewhere(url: str) -> dict[str, Any]:
         raise DataError(f"{url}: no {manifest.NAME} there, so the export is unfinished or not synthgen's")
     with elsewhere.fetched(url) as open_file:
         with open_file(manifest.NAME) as file:
+            name = f"{url}/{manifest.NAME}"
             try:
-                found = json.loads(file.read())
-            except ValueError as error:
-                raise DataError(f"{url}/{manifest.NAME}: not readable as JSON ({error}); export again") from None
-            whole = manifest.parse(found, f"{url}/{manifest.NAME}")
+                found = storage.unsealed(file.read().decode(), name)
+            except (DataError, UnicodeError) as error:
+                raise DataError(f"{error}; export again") from None
+            whole = manifest.parse(found, name)
         lines, known = [], manifest.everything(whole)
         for entry in known:
             if entry.path not in sizes:

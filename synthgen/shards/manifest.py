@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,7 @@ NOT_OURS = {NAME, storage.STAGE_MANIFEST, storage.TIMING}
 
 def write(folder: Path, manifest: ShardManifest) -> None:
     """Writes `MANIFEST.json`; every shard must stand already."""
-    storage.write_json(folder / NAME, manifest.to_json())
+    storage.write_sealed(folder / NAME, manifest.to_json())
 
 
 def read(folder: Path) -> ShardManifest:
@@ -39,7 +38,7 @@ def read(folder: Path) -> ShardManifest:
             f"{folder}: no {NAME}, so the export is unfinished or not synthgen's; run the export again "
             "(another tool's archive can be given as a .tar file)"
         )
-    return parse(storage.read_json(path), str(path))
+    return parse(storage.read_sealed(path), str(path))
 
 
 def parse(data: Any, where: str) -> ShardManifest:
@@ -85,8 +84,8 @@ class _Plan(TypedDict):
 def listed(data: bytes) -> list[str]:
     """The files that a manifest's bytes list, itself left out; [] for what isn't a manifest."""
     try:
-        return [file.path for file in everything(parse(json.loads(data), NAME))]
-    except (DataError, ValueError, RecursionError):
+        return [file.path for file in everything(parse(storage.unsealed(data.decode(), NAME), NAME))]
+    except (DataError, ValueError):
         return []
 
 

@@ -436,7 +436,12 @@ def test_a_damaged_manifest_is_one_line(tmp_path):
         (tmp_path / manifest.NAME).write_text(broken)
         with pytest.raises(DataError, match=manifest.NAME):
             load(tmp_path)
-    (tmp_path / manifest.NAME).write_text(text.replace("webdataset/synthgen-000000.tar", "../synthgen-000000.tar"))
+    outside = json.loads(text.replace("webdataset/synthgen-000000.tar", "../synthgen-000000.tar"))
+    (tmp_path / manifest.NAME).write_text(json.dumps(outside))
+    with pytest.raises(DataError, match="differs from the sha256 in it"):
+        load(tmp_path)
+    del outside["sha256"]
+    (tmp_path / manifest.NAME).write_text(json.dumps(outside))
     with pytest.raises(DataError, match="outside"):
         load(tmp_path)
 

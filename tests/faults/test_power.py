@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +54,7 @@ def wrong_of(there: dict[str, bytes]) -> list[str]:
         if last == storage.STAGE_MANIFEST:
             listed = storage.entries(storage.unsealed(data.decode(), name))
         elif last == manifest.NAME:
-            whole = manifest.parse(json.loads(data), name)
+            whole = manifest.parse(storage.unsealed(data.decode(), name), name)
             listed = {each.path: {"sha256": each.sha256} for each in manifest.everything(whole)}
         elif last == "run.json":
             listed = storage.unsealed(data.decode(), name)["files"]

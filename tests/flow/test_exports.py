@@ -92,7 +92,7 @@ def test_a_sample_is_made_again_byte_by_byte(made, capsys, monkeypatch, tmp_path
 def test_a_sample_that_its_checkpoint_does_not_make_is_found_out(made, copy, capsys, monkeypatch):
     checkpoint = made / "train/gan/generator.safetensors"
     keys = keys_of(copy)
-    whole = storage.read_json(copy / manifest.NAME)
+    whole = storage.read_sealed(copy / manifest.NAME)
     whole["plan"]["sampling"]["truncation"] = 0.5
     storage.write_json(copy / manifest.NAME, whole)
     code, _, err = call(capsys, monkeypatch, "replay", keys[0], copy, "--checkpoint", checkpoint)
@@ -286,7 +286,7 @@ def test_what_was_sampled_in_bfloat16_is_made_again_in_bfloat16(made, capsys, mo
     ],
 )
 def test_a_manifest_that_says_what_cannot_be_is_refused(copy, place, value, capsys, monkeypatch):
-    data = storage.read_json(copy / manifest.NAME)
+    data = storage.read_sealed(copy / manifest.NAME)
     inside = data
     for step in place[:-1]:
         inside = inside[step]
