@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 
 from synthgen import cli, storage
 from synthgen.shards import manifest, read
+from tests.faults.test_kills import Warm
 
 QUICK_JUDGES = ["features.steps=20", "features.defect_steps=10", "classifier.steps=20", "gate.planted=5"]
 FAST = [
@@ -47,6 +48,13 @@ def smoke(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     (out / "screen.txt").write_text(done.stdout + done.stderr)
     return out
+
+
+@pytest.fixture
+def warm() -> Iterator[Warm]:
+    server = Warm()
+    yield server
+    server.close()
 
 
 def test_a_run_ends_with_a_verdict_shards_and_a_report(smoke):
@@ -104,7 +112,7 @@ def test_the_jobs_one_by_one_give_the_same_bytes(smoke, tmp_path, capsys, monkey
         code, said = call(capsys, monkeypatch, *arguments, "--quiet")
         assert code == 0, said
 
-    job("audit", "digits", "--recipe", "digits-smoke", "--out", run, *FAST)
+    job("audit", "digits", "--recipe", "digits-smoke", "--out", run, *FAST, "workers=1")
     job("train", run, "vae")
     job("generate", run / "train" / "vae")
     assert storage.sha256_file(run / "candidates/vae/candidates.parquet") == storage.sha256_file(
@@ -114,31 +122,19 @@ def test_the_jobs_one_by_one_give_the_same_bytes(smoke, tmp_path, capsys, monkey
     assert storage.read_json(tmp_path / "judged/gate/gate.json") == storage.read_json(smoke / "gate/vae/gate.json")
 
 
-def test_a_run_killed_in_each_stage_completes_with_the_same_shards(tmp_path):
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
+def test_a_run_killed_in_each_stage_completes_with_the_same_shards(tmp_path, warm):
+    calm, killed, log = tmp_path / "calm", tmp_path / "killed", tmp_path / "log"
     # enough steps and an easy gate, so that there is something to export
-    easy = ["models=[diffusion]", "gate.false_rejection=0.4", *QUICK_JUDGES, "generate.num=150"]
+    easy = ["models=[diffusion]", "gate.false_rejection=0.4", *QUICK_JUDGES, "generate.num=150", "workers=1"]
     assert synthgen("run", "digits-smoke", "--out", calm, *easy).returncode == 0
+    command = ["run", "digits-smoke", "--out", str(killed), *easy]
     opened = storage.read_json(calm / "gain" / "opened.json")
     assert opened["split"] == "test"
     assert "networks were trained" in opened["after"]
     stages = ["audit", "train/diffusion", "candidates/diffusion", "gate/diffusion", "select", "gain", "shards", "report"]
-    kills = 0
-    for stage in stages:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "synthgen", "run", "digits-smoke", "--out", str(killed), *easy],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and not (killed / stage).exists():
-            time.sleep(0.002)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= len(stages) - 1
-    done = synthgen("run", "digits-smoke", "--out", killed, *easy)
-    assert done.returncode == 0, done.stderr
+    ends = [warm.call(command, log, signal.SIGKILL, 0.0, killed / stage) for stage in stages]
+    assert ends.count(-signal.SIGKILL) >= len(stages) - 1
+    assert warm.call(command, log) == 0, log.read_text()
     for part in ("candidates/diffusion", "shards"):
         assert storage.folder_digest(calm / part) == storage.folder_digest(killed / part), part
     assert storage.read_json(calm / "shards/MANIFEST.json") == storage.read_json(killed / "shards/MANIFEST.json")
@@ -163,12 +159,12 @@ def test_gate_and_gain_take_folders_of_any_tool(tmp_path):
     order = np.random.default_rng(0).permutation(1797)
     real, candidates = digits_folder(tmp_path / "real", order[:600]), digits_folder(tmp_path / "more", order[600:800], "y")
     out = tmp_path / "out"
-    quick = [*QUICK_JUDGES, "features.width=8", "gate.search_px=1", "split.reference=200"]
+    quick = [*QUICK_JUDGES, "features.width=8", "gate.search_px=1", "split.reference=200", "workers=1"]
     gated = synthgen("gate", "--real", real, "--candidates", candidates, "--out", out, *quick, "--json")
     assert gated.returncode == 0, gated.stderr
     report = json.loads(gated.stdout)
     assert report["num_candidates"] == 200
-    settings = [*quick, "gain.seeds=2", "gain.arms=[real_aug,synthetic_gated]"]
+    settings = [*quick, "gain.seeds=2", "gain.tune_seeds=0", "gain.curve=false", "gain.arms=[real_aug,synthetic_gated]"]
     gained = synthgen("gain", "--real", real, "--candidates", candidates, "--out", out, *settings, "--json")
     assert gained.returncode == 0, gained.stderr
     verdict = json.loads(gained.stdout)

@@ -31,6 +31,7 @@ EASY = [
     "gate.false_rejection=0.4",
     "generate.num=150",
     "gain.arms=[real_aug,synthetic_gated]",
+    "workers=1",
 ]
 
 

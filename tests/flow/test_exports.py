@@ -23,6 +23,7 @@ from synthgen.shards import manifest, read
 FEW = [
     *("models=[gan]", "features.steps=40", "features.defect_steps=0", "generators.gan.steps=100", "looks.times=0"),
     *("gain.seeds=2", "gain.tune_seeds=0", "gain.curve=false", "gain.arms=[real_aug,synthetic_gated]", "generate.num=300"),
+    "workers=1",
 ]
 
 

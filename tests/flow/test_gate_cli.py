@@ -23,6 +23,7 @@ QUICK = [
     *("features.steps=40", "features.width=8", "features.folds=2", "features.dim=16", "features.defect_steps=10"),
     *("classifier.batch_size=32", "gate.search_px=1", "gate.planted=5", "gate.splits=20", "split.reference=240"),
     *("gate.false_rejection=0.2", "gate.min_agreement=0.2"),  # judges that are hardly trained
+    "workers=1",
 ]
 
 

@@ -13,7 +13,7 @@ from synthgen import storage
 from synthgen.shards import raw
 from tests.flow.test_cli import QUICK_JUDGES, call
 
-FEW = ["generators.diffusion.sampling_steps=3", "looks.num=60", "generate.num=100", *QUICK_JUDGES]
+FEW = ["generators.diffusion.sampling_steps=3", "looks.num=60", "generate.num=100", *QUICK_JUDGES, "workers=1"]
 
 
 @pytest.fixture(scope="module")
