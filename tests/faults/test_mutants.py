@@ -112,8 +112,8 @@ MUTANTS = (
         "a threshold with a plain >",
         "synthgen/gate/signals.py",
         (("return ~(values <= threshold)", "return values > threshold"),),
-        "test_bad_input.py",
-        "threshold",
+        "test_gate_closed.py",
+        "lets_a_nan",
     ),
     Mutant(
         "a name that is not escaped",
