@@ -205,8 +205,11 @@ class Files(Tracker):
 
 
 def _no_formula(cell: Any) -> Any:
-    """A text that a spreadsheet would compute, or ask a program for, as the text that it is."""
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+    """A text that a spreadsheet would compute, or ask a program for, as the text that it is, in one line."""
+    if not isinstance(cell, str):
+        return cell
+    line = "".join(" " if ord(char) < 32 else char for char in cell)
+    return f"'{line}" if line.lstrip(" ").startswith(("=", "+", "-", "@")) else line
 
 
 @contextmanager

@@ -300,9 +300,16 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key}: no such setting{did_you_mean(key, _keys_near(key))}; `synthgen configs --keys` lists them all"
     message = error["msg"].removeprefix("Value error, ") or error["type"]
-    given = repr(error["input"])
-    found = "" if isinstance(error["input"], Mapping) else f", found {given if len(given) <= 200 else given[:197] + '...'}"
+    found = "" if isinstance(error["input"], Mapping) else f", found {_shown(error['input'])}"
     return f"{key}: {message[0].lower() + message[1:]}{found}" if key else message
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _type_name(annotation: Any) -> str:

@@ -111,8 +111,8 @@ def _head(whole: ShardManifest) -> dict[str, Any]:
     read = [name for name in FILES if name in formats]
     size = next((words for most, words in SIZES if whole.num_samples < most), "n>10M")
     head: dict[str, Any] = {
-        "pretty_name": f"Synthetic images for {whole.spec.name}",
-        "license": whole.licence.lower() or "unknown",
+        "pretty_name": _line(f"Synthetic images for {whole.spec.name}"),
+        "license": _line(whole.licence.lower()) or "unknown",
         "task_categories": ["image-classification"],
         "size_categories": [size],
         "tags": ["synthetic", "image", "synthgen"],
@@ -238,7 +238,7 @@ def _plain(words: str) -> str:
 
 def _word(words: str) -> str:
     """As `_plain`, for what is ours if nobody has changed the manifest: an underscore within a word is none either."""
-    line = "".join(char if char.isprintable() else " " for char in words)
+    line = _line(words)
     for char in "\\`*[]<>|#":
         line = line.replace(char, f"\\{char}")
     return line
@@ -246,4 +246,8 @@ def _word(words: str) -> str:
 
 def _code(words: str) -> str:
     """Text as code, in which a backslash is one."""
-    return "`" + "".join(char if char.isprintable() else " " for char in words).replace("`", "'") + "`"
+    return f"`{_line(words).replace('`', chr(39))}`"
+
+
+def _line(words: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in words)

@@ -63,7 +63,19 @@ def read(path: Path, channels: int | None = None) -> Iterator[Member]:
             packed = [member.filename for member in arrays.zip.infolist() if member.compress_type != ZIP_STORED]
             if packed:
                 raise DataError(f"{path}: {packed[0]!r} is compressed, and an .npz of synthgen isn't; it could be of any size")
-            images, labels, keys, abouts = (arrays[name] for name in ("image", "label", "key", "about"))
+            images, labels, keys, abouts = (np.asarray(arrays[name]) for name in ("image", "label", "key", "about"))
+        flat = images.ndim == 4 and all(array.ndim == 1 and len(array) == len(images) for array in (labels, keys, abouts))
+        kinds = labels.dtype.kind, keys.dtype.kind, abouts.dtype.kind
+        if (
+            images.dtype != np.uint8
+            or not flat
+            or images.shape[-1] not in (1, 3)
+            or kinds not in (("i", "U", "S"), ("u", "U", "S"))
+        ):
+            named = (("image", images), ("label", labels), ("key", keys), ("about", abouts))
+            raise DataError(f"{path}: damaged: {', '.join(f'{name} {array.dtype} {array.shape}' for name, array in named)}")
+        rows = list(zip(labels.tolist(), keys.tolist(), abouts.tolist(), strict=True))
+        "".join(keys.tolist()).encode()  # half of a character is in none of ours
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except DataError:
@@ -71,13 +83,6 @@ def read(path: Path, channels: int | None = None) -> Iterator[Member]:
     except Exception as error:  # zipfile, ast and numpy raise what they like of a damaged file
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: not readable as an .npz of synthgen ({why})") from None
-    flat = all(array.ndim == 1 and len(array) == len(images) for array in (labels, keys, abouts)) if images.ndim == 4 else False
-    kinds = labels.dtype.kind, keys.dtype.kind, abouts.dtype.kind
-    if images.dtype != np.uint8 or not flat or images.shape[-1] not in (1, 3) or kinds not in (("i", "U", "S"), ("u", "U", "S")):
-        shapes = ", ".join(
-            f"{name} {array.dtype} {array.shape}" for name, array in (("image", images), ("label", labels), ("key", keys))
-        )
-        raise DataError(f"{path}: damaged: {shapes}")
-    for image, label, key, text in zip(images, labels.tolist(), keys.tolist(), abouts.tolist(), strict=True):
+    for image, (label, key, text) in zip(images, rows, strict=True):
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
         yield Member(key, pixels, label, about_from(text, f"{path}: {key!r}"), codec.encode(pixels[None], "balanced")[0], "png")

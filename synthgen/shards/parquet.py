@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from synthgen import storage
 from synthgen.errors import DataError
-from synthgen.shards import codec
+from synthgen.shards import codec, pages
 from synthgen.shards.encode import CHUNK, Encoded, Member
 from synthgen.types import DatasetSpec, Shard
 
@@ -103,14 +103,15 @@ def read(path: Path, channels: int | None = None) -> Iterator[Member]:
         DataError: not readable, or of another layout.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, read_dictionary=list(CONSTANT)) as file:
             _check_layout(path, file)
             for batch in file.iter_batches(CHUNK, use_threads=False):
+                batch.validate(full=True)  # lengths and numbers that a damaged page gave
                 yield from _members(path, batch, channels)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: a text that isn't UTF-8
-        raise DataError(f"{path}: not readable as Parquet ({error or type(error).__name__})") from None
+    except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:  # no UTF-8, a column missing
+        raise DataError(f"{path}: not readable as Parquet ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
 def _check_layout(path: Path, file: pq.ParquetFile) -> None:
@@ -126,19 +127,20 @@ def _check_layout(path: Path, file: pq.ParquetFile) -> None:
         kind = schema.field("scores").type
         if not pa.types.is_struct(kind) or any(not pa.types.is_float64(field.type) for field in kind):
             raise DataError(f"{path}: column 'scores' is {kind}, an export of synthgen has a number for each signal")
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group)
-        for column in (rows.column(i) for i in range(rows.num_columns)):
-            name, size = column.path_in_schema, column.total_uncompressed_size
-            if column.has_dictionary_page and name not in CONSTANT:
-                raise DataError(f"{path}: column {name!r} has a dictionary, which in an export of synthgen it hasn't")
-            if size > (path.stat().st_size if name.startswith("image") else MOST_UNPACKED):
-                raise DataError(f"{path}: column {name!r} would take {size:,} bytes in memory; export it again in smaller shards")
+    for column in pages.columns(path):
+        if column.dictionary and column.name not in CONSTANT:
+            raise DataError(f"{path}: column {column.name!r} has a dictionary, which in an export of synthgen it hasn't")
+        if column.unpacked > (path.stat().st_size if column.name.startswith("image") else MOST_UNPACKED):
+            raise DataError(
+                f"{path}: column {column.name!r} would take {column.unpacked:,} bytes; export it again in smaller shards"
+            )
 
 
 def _plain(kind: pa.DataType) -> str:
-    """A type without the name that a list gives its entries."""
-    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
+    """A type without the name that a list gives its entries, and however its values are kept."""
+    if pa.types.is_list(kind):
+        return f"list of {kind.value_type}"
+    return str(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def schema_of(spec: DatasetSpec, signals: tuple[str, ...]) -> pa.Schema:
@@ -237,6 +239,9 @@ def _members(path: Path, batch: pa.RecordBatch, channels: int | None) -> Iterato
 def _values(column: pa.Array) -> list[Any]:
     """As `to_pylist`, which makes a scalar of each value first: a third of its time."""
     kind = column.type
+    if pa.types.is_dictionary(kind):  # each value once in memory, however many rows have it
+        known = _values(column.dictionary)
+        return [None if number is None else known[number] for number in _values(column.indices)]
     if pa.types.is_struct(kind) and not column.null_count:
         names = [field.name for field in kind]
         return [dict(zip(names, row, strict=True)) for row in zip(*map(_values, column.flatten()), strict=True)]

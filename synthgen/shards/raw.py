@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from synthgen import storage
 from synthgen.errors import DataError
 from synthgen.shapes import Int64
+from synthgen.shards import pages
 from synthgen.shards.pages import Rows, offsets
 from synthgen.shards.table import check_room, readable
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
@@ -128,16 +129,16 @@ def iterate(path: Path, batch: int, spec: DatasetSpec | None = None) -> Iterator
     if spec is not None:
         _same_data(path, found, spec)
     with readable(path), pq.ParquetFile(path) as file:
-        _check_room(path, file.metadata, found)
+        _check_room(path, found)
         for rows in file.iter_batches(batch):
+            rows.validate(full=True)  # lengths that a damaged page gave
             yield _from_arrow(rows, found, path)
 
 
 def read_spec(path: Path) -> DatasetSpec:
     """The data set that a file belongs to; raises as `read`."""
     with readable(path):
-        whole = pq.read_metadata(path)
-        schema = whole.schema.to_arrow_schema()
+        schema = pq.read_schema(path)
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise DataError(f"{path}: not a file that synthgen wrote between its stages; read it with data.source=parquet")
@@ -161,11 +162,11 @@ def is_raw(path: Path) -> bool:
         return False
 
 
-def _check_room(path: Path, whole: pq.FileMetaData, spec: DatasetSpec) -> None:
+def _check_room(path: Path, spec: DatasetSpec) -> None:
     """Packed by another tool, a file of a few bytes may hold more pixels than there is memory."""
-    groups = [whole.row_group(i) for i in range(whole.num_row_groups)]
-    sizes = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
-    check_room(path, max(whole.num_rows * int(np.prod(spec.image_shape)), sum(sizes)))
+    columns = pages.columns(path)
+    rows = sum(column.rows for column in columns if column.name == "image")
+    check_room(path, max(rows * int(np.prod(spec.image_shape)), sum(column.unpacked for column in columns)))
 
 
 def _schema(spec: DatasetSpec) -> pa.Schema:

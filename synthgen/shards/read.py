@@ -30,6 +30,13 @@ def load(path: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo] | None]:
         DataError: a folder without a manifest, a file that differs from its sha256, a damaged or hostile archive.
     """
     path = Path(path)
+    try:
+        return _load(path)
+    except MemoryError:
+        raise DataError(f"{path}: takes more memory than there is; give it in parts") from None
+
+
+def _load(path: Path) -> tuple[Batch, tuple[str, ...], list[SampleInfo] | None]:
     if path.is_dir():
         return _export(path)
     if not path.exists():

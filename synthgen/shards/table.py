@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,19 @@ def check_room(path: Path, num_bytes: int) -> None:
     """
     memory = _memory()
     if memory and num_bytes > memory // 2:
-        shown = f"{num_bytes / 2**30:,.1f} GiB of pixels, more than half of this machine's {memory / 2**30:,.1f} GiB of memory"
+        shown = f"{num_bytes / 2**30:,.1f} GiB of pixels, more than half of the {memory / 2**30:,.1f} GiB of memory here"
         raise DataError(f"{path}: holds {shown}; give it in parts")
 
 
 @cache
 def _memory() -> int:
-    """Bytes of this machine; 0 where the system doesn't say (Windows)."""
+    """Bytes that this process may have; 0 where the system doesn't say (Windows)."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+        import resource
+
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_AS)[0]]
+    except (ImportError, AttributeError, ValueError, OSError):
         return 0
+    with suppress(OSError, ValueError):
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # of a container
+    return min(limit for limit in limits if limit > 0)

@@ -215,7 +215,8 @@ def _others(path: Path, file: BinaryIO, header: bytes, number: int) -> Iterator[
         if kind in NOTES:
             notes += 1
             if size > MAX_NOTE_BYTES or notes > MAX_NOTES:
-                raise DataError(f"{path}: damaged after {at:,} bytes: {notes} headers for one file; copy or download it again")
+                what = f"{notes} headers for one file, the last of {size:,} bytes"
+                raise DataError(f"{path}: damaged after {at:,} bytes: {what}; pack it again")
             told |= _told(path, kind, _contents(path, file, name, size))
         else:
             folder = kind == b"5" or (kind in PLAIN and name.endswith("/"))
