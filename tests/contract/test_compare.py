@@ -91,8 +91,8 @@ def test_only_settings_that_differ_are_told_and_no_folder(runs, tmp_path):
 def test_what_else_differs_is_noted(runs):
     first, second = runs
     assert compare(runs, None)["notes"] == ["The same data and the same split: scores stand for the same test images."]
-    stage = storage.read_json(second / "split" / "stage.json")
-    storage.write_json(second / "split" / "stage.json", stage | {"files": {"other": {}}, "code": "0.2.0+abc"})
+    stage = storage.read_sealed(second / "split" / "stage.json")
+    storage.write_sealed(second / "split" / "stage.json", stage | {"files": {"other": {}}, "code": "0.2.0+abc"})
     notes = compare(runs, None)["notes"]
     assert notes[0].startswith("The same data, split differently")
     assert notes[1].startswith("Made by different versions of synthgen")

@@ -339,7 +339,8 @@ def test_what_real_images_would_be_dropped_for_is_read_in_the_planned_mix(settin
 def folder(path: Path, about: dict) -> Path:
     path.mkdir()
     (path / "candidates.parquet").touch()
-    storage.write_json(path / "candidates.json", about)
+    made = {"generator": "vae", "provenance": {"checkpoint": "0" * 64, "seed": 0}}
+    storage.write_json(path / "candidates.json", made | about)
     return path
 
 

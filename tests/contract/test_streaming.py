@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from synthgen import jobs, models, training
+from synthgen import checkpoints, jobs, models, training
 from synthgen.errors import DataError
 from synthgen.jobs import generators
 from synthgen.jobs.real import Split, audit
@@ -271,7 +271,7 @@ def test_a_run_that_broke_off_is_resumed_to_the_same_weights(tiny, toy, toy_spec
     with pytest.raises(DataError, match="the disk is gone"):
         fit(tiny, toy_spec, Seen(toy, breaks_at), tmp_path)
     assert readers() == []
-    saved = training._newest_checkpoint(tmp_path)
+    saved = checkpoints.newest(tmp_path)
     assert (saved["callbacks"]["Watch"]["done"] if saved else 0) == breaks_at // 2 * 2, "the step before still trained"
     rest = Seen(toy)
     resumed, _ = fit(tiny, toy_spec, rest, tmp_path)

@@ -37,6 +37,12 @@ def _spoil(stage: str, out: Path, at: int | None, how: str) -> tuple[Layer, str]
     return layer, said
 
 
+def _finished(out: Path, stage: str) -> dict[str, str]:
+    """What a stage that said nothing of a fault has made; its note for a resumption may go the next time."""
+    found = runs.contents(out, runs.MADE[stage])
+    return {name: digest for name, digest in found.items() if not Path(name).name.startswith(storage.RESUME)}
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("how", FAULTS)
 @pytest.mark.parametrize("stage", runs.STAGES)
@@ -58,7 +64,7 @@ def test_the_same_command_again_mends_any_fault_of_the_disk(stage, how, calm, sm
         assert layer.hit, name
         if how in ("ENOSPC", "EIO") and said and ("can't be" not in said or str(out) not in said):
             wrong.append(f"{name}: no clear error")
-        if how in ("ENOSPC", "EIO") and not said and runs.contents(out, runs.MADE[stage]) != expected:
+        if how in ("ENOSPC", "EIO") and not said and _finished(out, stage) != expected:
             wrong.append(f"{name}: said to be done, and it isn't")
         _do(stage, out)
         if runs.contents(out, runs.MADE[stage]) != expected:
