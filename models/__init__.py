@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from synthgen.config import extensions
 from synthgen.config.generators import GeneratorConfig
 from synthgen.config.schema import AugmentConfig
-from synthgen.errors import CheckpointError, ConfigError
+from synthgen.errors import CheckpointError, ConfigError, SynthgenError
 from synthgen.models import base
 from synthgen.models.base import Generator, Noise
 from synthgen.models.classifier import Classifier
@@ -66,8 +67,12 @@ def from_bytes(data: bytes, where: str = "checkpoint", model: type[Generator] | 
     try:
         settings, augment = model.Config.model_validate(about["config"]), AugmentConfig.model_validate(about["augment"])
         spec = DatasetSpec.from_json(about["spec"], where)
-        generator = build(settings, spec, augment, int(about["seed"]), about["structure"], model)
-    except (ValueError, KeyError) as error:
+        make = partial(build, settings, spec, augment, about["seed"], about["structure"], model)
+        base.check_size(make, data, where)
+        generator = make()
+    except SynthgenError:
+        raise
+    except Exception as error:  # a network of settings that nobody meant fails as it likes
         raise CheckpointError(
             f"{where}: its header is damaged, or of another version ({' '.join(str(error).split())[:200]})"
         ) from error

@@ -254,8 +254,10 @@ def check_size(build: Callable[[], Generator], data: bytes, where: str) -> None:
     try:
         with torch.device("meta"):
             needed = sum(tensor.numel() for tensor in build().network.state_dict().values())
-    except (NotImplementedError, RuntimeError):  # an installed generator that looks at its weights while it is built
-        return
+    except (NotImplementedError, RuntimeError) as error:
+        if "overflow" in str(error):  # more bytes than can be counted
+            raise CheckpointError(f"{where}: its settings ask for weights without end; train it again") from error
+        return  # an installed generator that looks at its weights while it is built
     if needed > len(data):
         raise CheckpointError(f"{where}: its settings ask for {needed:,} weights, and it has {len(data):,} bytes; train it again")
 

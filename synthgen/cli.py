@@ -242,7 +242,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Writes FOLDER/report/index.html and report.json from what stands on disk: one page, no network."""
-    config = _config(None, folder, None)
+    config = _config(None, None, None)
     from synthgen import jobs
 
     _watch(config, False, quiet, lambda order: jobs.make_report(order, folder))
@@ -444,7 +444,9 @@ def _main() -> int:
             raise KeyboardInterrupt from None
         if "--debug" in sys.argv:
             raise
-        what = f"{type(error).__name__}: {error}"
+        from synthgen.data.names import shown
+
+        what = shown(f"{type(error).__name__}: {error}")
         typer.echo(f"synthgen: a defect of synthgen, please report it: {what} (--debug shows the traceback)", err=True)
         return EXIT_DEFECT
 

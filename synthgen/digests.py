@@ -26,7 +26,7 @@ def differing(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[str
     lines = []
     for name, entry in listed.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
+        if leads_out(name) or not is_plain_file(path):
             lines.append(f"missing {name!r}")
         elif not is_as(path, entry):
             lines.append(f"changed {name!r}")
@@ -35,7 +35,20 @@ def differing(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[str
 
 def is_as(path: Path, entry: Mapping[str, Any]) -> bool:
     """Whether a file is as its entry says."""
-    return path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
+    return path.stat().st_size == entry.get("bytes") and sha256_file(path) == entry.get("sha256")
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a file stands there, and no link."""
+    try:
+        return path.is_file() and not path.is_symlink()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def leads_out(name: str) -> bool:
+    """Whether a path that a manifest gives isn't one of a file inside its folder."""
+    return not name or name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name
 
 
 def sha256_json(data: Any) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
 from synthgen import storage
 from synthgen.errors import ConfigError, StorageError, SynthgenError
 
-LOGIN = re.compile(r"(\w+://)[^/@\s]+@")
-"""User or password in a URL."""
+LOGIN = re.compile(r"(\w{1,32}://)(?:[^\s/@:]{0,200}:\S{0,500}|[^\s/@]{1,200})@")
+"""User or password in a URL; a password may hold a '/', as keys of S3 do. Bounded, so that no text takes long to search."""
 ON_THIS_MACHINE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\|file:)")
 """How a text begins that names a place on this machine."""
 
@@ -85,6 +85,22 @@ def without_login(text: str) -> str:
     's3://...@bucket/set'
     """
     return LOGIN.sub(r"\1...@", text)
+
+
+def without_places(value: Any) -> Any:
+    """JSON types, of every path on this machine the last part alone, and no login: what others may know of settings.
+
+    >>> without_places({"path": "/home/me/images", "sizes": [8]})
+    {'path': 'images', 'sizes': [8]}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_places(item) for item in value]
+    if not isinstance(value, (str, Path)):
+        return value
+    text = str(value)
+    return PureWindowsPath(text).name if ON_THIS_MACHINE.match(text) else without_login(text)  # parted at / and \ alike
 
 
 @contextmanager

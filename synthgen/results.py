@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from synthgen import jobs, storage
-from synthgen.config.load import load
+from synthgen.config.load import validate
 from synthgen.config.schema import RunConfig
 from synthgen.data.splits import ROLES
 from synthgen.errors import ConfigError, DataError, did_you_mean
 from synthgen.jobs.order import CANDIDATES
+from synthgen.report.portable import settings_in
 from synthgen.shards import raw
 from synthgen.shards.pages import Rows
 from synthgen.shards.table import readable
@@ -126,7 +127,11 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """All settings that it ran with."""
-        return load(str(self.folder / "config.yaml"))
+        path = self.folder / "config.yaml"
+        try:
+            return validate(settings_in(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: not readable ({error})") from None
 
     @property
     def gain(self) -> GainReport:

@@ -18,13 +18,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from synthgen.digests import changes, is_as
+from synthgen.digests import changes, is_as, is_plain_file
 from synthgen.digests import code_version as code_version
 from synthgen.digests import differing as differing
 from synthgen.digests import entry_of as entry_of
+from synthgen.digests import leads_out as leads_out
 from synthgen.digests import sha256_file as sha256_file
 from synthgen.digests import sha256_json as sha256_json
 from synthgen.errors import DataError, StorageError
+from synthgen.types.fits import misfit
 
 try:
     import fcntl
@@ -39,6 +41,9 @@ ATTEMPT = f"{RESUME}.json"
 LOCK = ".lock"
 SEAL = "sha256"
 """In the JSON of `write_sealed`."""
+ENTRIES = dict[str, dict[str, Any]]
+STAGE_FIELDS: dict[str, Any] = {"stage": str, "config": dict[str, Any], "inputs": dict[str, str], "code": str}
+STAGE_FIELDS |= {"files": ENTRIES, "timing": ENTRIES | None}
 STAGE_SCHEMA, ATTEMPT_SCHEMA = "synthgen.stage/2", "synthgen.attempt/1"
 STAGE_SCHEMAS = (STAGE_SCHEMA, "synthgen.stage/1")
 """Which can be read: /1 has no seal and doesn't vouch for the timing."""
@@ -150,7 +155,7 @@ def unsealed(text: str, where: str) -> Any:
         DataError: not JSON, or not one byte as it was written.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not readable as JSON ({error})") from None
     if not isinstance(data, dict) or SEAL not in data:
@@ -177,9 +182,13 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing or isn't JSON.
     """
     try:
-        return json.loads(_text_of(path))
+        return json.loads(_text_of(path), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _text_of(path: Path) -> str:
@@ -353,12 +362,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise StorageError(
             f"{manifest}: not written by synthgen (its schema is none of {', '.join(STAGE_SCHEMAS)}); choose another folder"
         )
+    wrong = [line for name, kind in STAGE_FIELDS.items() if (line := misfit(data.get(name), kind, name))]
+    wrong = wrong or [f"the file {name!r} lies outside of the folder" for name in entries(data) if leads_out(name)]
+    if wrong:
+        raise StorageError(f"{manifest}: damaged: {wrong[0]}; delete {folder} and run the command again")
     return data
 
 
 def entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Every file that a stage's manifest vouches for, its timing too: name -> entry."""
-    return {**manifest["files"], **manifest.get("timing", {})}
+    return {**manifest["files"], **(manifest.get("timing") or {})}
 
 
 def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
@@ -369,7 +382,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> Non
     """
     for name, entry in entries(manifest or read_manifest(folder)).items():
         path = folder / name
-        if not path.is_file():
+        if not is_plain_file(path):
             raise StorageError(f"{path}: listed in {STAGE_MANIFEST} but missing; delete {folder} and run the command again")
         if not is_as(path, entry):
             raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")

@@ -175,6 +175,8 @@ def _check_file(path: Path, where: str, seen: frozenset[Path] = frozenset()) -> 
         top = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError):
         return  # Hydra reads it the same way, and says what is wrong
+    if top is None:
+        raise ConfigError(f"{where}: holds no settings; write `defaults: [schema, _self_]` at its top and what differs below")
     top = top if isinstance(top, Mapping) else {}
     if "hydra" in top:
         raise ConfigError(f"{where}: hydra: no such setting; take it out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,7 @@ def npz(config: DataConfig, root: Path) -> Source:
             raise DataError(f"{where}: array {name!r} has shape {array.shape}, and there are {len(pixels)} images")
     names = _npz_names(arrays["class_names"], where) if "class_names" in arrays else None
     labels, class_names = labels_of(
-        values.tolist(), names, f"{where}: array {config.label_column!r}", config.unlabelled is not None
+        _listed(values, where), names, f"{where}: array {config.label_column!r}", config.unlabelled is not None
     )
     return Source(
         name=root.resolve().stem,
@@ -91,7 +92,7 @@ def npz(config: DataConfig, root: Path) -> Source:
         labels=labels,
         origins=[f"row {i}" for i in range(len(pixels))],
         contents=iter(pixels),
-        groups=None if groups is None else groups_of(groups.tolist(), f"{where}: array {config.group_column!r}"),
+        groups=None if groups is None else groups_of(_listed(groups, where), f"{where}: array {config.group_column!r}"),
     )
 
 
@@ -272,7 +273,15 @@ def _memory() -> int:
 def _npz_names(array: np.ndarray, where: str) -> tuple[str, ...]:
     if array.dtype.kind not in "Ui":
         raise DataError(f"{where}: array 'class_names' holds {array.dtype}, expected texts")
-    return tuple(str(name) for name in array.ravel())
+    return tuple(map(str, _listed(array.ravel(), where)))
+
+
+def _listed(array: np.ndarray, where: str) -> list[Any]:
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:  # numpy keeps numbers that no character has
+        numbers = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if numbers.max() > sys.maxunicode:
+            raise DataError(f"{where}: holds a text that isn't Unicode; save it again")
+    return array.tolist()
 
 
 def _npz_images(images: np.ndarray, where: str) -> np.ndarray:

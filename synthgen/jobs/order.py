@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthgen import storage, training
+from synthgen import elsewhere, storage, training
 from synthgen.config.schema import RunConfig
 from synthgen.types import Progress, Silent
 from synthgen.workers import single_thread
@@ -41,8 +41,12 @@ class Order:
         return 1 if self.device == "cuda" else self.config.workers
 
     def section(self, *names: str) -> dict[str, Any]:
-        """The named sections as JSON types: what a stage's fingerprint covers."""
-        return self.config.model_dump(mode="json", include=set(names))
+        """The named sections as JSON types: what a stage's fingerprint covers.
+
+        Where files lie on this machine is nobody's business, and no part of it: what is in them is among the stage's inputs.
+        """
+        settings: dict[str, Any] = elsewhere.without_places(self.config.model_dump(mode="json", include=set(names)))
+        return settings
 
     @contextmanager
     def stage(self, folder: Path, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[storage.Stage]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from synthgen import extraction, storage
+from synthgen.checkpoints import finite
 from synthgen.config.schema import FeaturesConfig
 from synthgen.errors import CheckpointError
 from synthgen.jobs.gates import CACHE
@@ -24,6 +26,8 @@ from synthgen.models.stacked import FEATURES
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 EXTRACTOR = "extractor.safetensors"
+LAYERS = {"stages.0.weight": 4, "to_features.weight": 2, "head.weight": 2}
+"""Its tensors that tell its width, its features and its classes, and their dimensions."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +79,9 @@ def read(folder: Path, order: Order, split: Split) -> Start:
         size_px = transform.size_px
         tuned = Transformer(transform.model, size_px, extractors.IMAGENET_MEAN, extractors.IMAGENET_STD)
         return Start(None, embedding(extractor, order, split), f"a transformer, images at {size_px} px", tuned)
-    found = load_tensors((folder / EXTRACTOR).read_bytes())
+    network = _network(folder, spec)
     _check_unseen(folder, split)
-    stem, linear = found["stages.0.weight"], found["to_features.weight"]
-    if stem.shape[1] != spec.image_shape[0]:
-        raise CheckpointError(
-            f"gain.transfer={folder}: trained on images of {stem.shape[1]} channels, here they have {spec.image_shape[0]}; "
-            "give data.channels in one of both runs"
-        )
-    classes = len(found["head.weight"])
-    theirs = DatasetSpec("pre-training", spec.image_shape, tuple(f"class {i}" for i in range(classes)), False, "")
-    network = ClassifierNetwork(len(stem), len(linear), 0.0, theirs)
-    network.load_state_dict(found)
+    found = network.state_dict()
     mine = ClassifierNetwork(order.config.classifier.width, FEATURES, 0.0, spec).state_dict()
     mine = {name: value for name, value in mine.items() if not name.endswith("num_batches_tracked")}  # a scalar fits anything
     fits = {k: v for k, v in found.items() if not k.startswith("head.") and k in mine and v.shape == mine[k].shape}
@@ -96,6 +91,44 @@ def read(folder: Path, order: Order, split: Split) -> Start:
     note = f"{len(fits)} of {len(mine)} tensors taken up, fresh: {', '.join(left)}"
     extractor = extractors.domain(FeatureLayer(network.eval()), "pre-training")
     return Start(fits or None, embedding(extractor, order, split), note)
+
+
+def _network(folder: Path, spec: DatasetSpec) -> ClassifierNetwork:
+    """The extractor of another run.
+
+    Raises:
+        CheckpointError: damaged, something else, or for images of other channels.
+    """
+    try:
+        found = load_tensors((folder / EXTRACTOR).read_bytes())
+    except Exception as error:  # safetensors raises bare exceptions of its own
+        raise CheckpointError(_damaged(folder, error)) from error
+    sizes = {name: tuple(found[name].shape) if name in found else () for name in LAYERS}
+    if [len(size) for size in sizes.values()] != [*LAYERS.values()]:
+        raise CheckpointError(_damaged(folder, f"its tensors aren't an extractor's: {', '.join(sorted(found)[:3]) or 'none'}"))
+    (width, channels, *_), (dim, _), (classes, _) = sizes.values()
+    if channels != spec.image_shape[0]:
+        raise CheckpointError(
+            f"gain.transfer={folder}: trained on images of {channels} channels, here they have {spec.image_shape[0]}; "
+            "give data.channels in one of both runs"
+        )
+    theirs = DatasetSpec("pre-training", spec.image_shape, tuple(f"class {i}" for i in range(classes)), False, "")
+    try:
+        with torch.device("meta"):  # sizes alone: what the file has no weights for takes no memory
+            network = ClassifierNetwork(width, dim, 0.0, theirs)
+        network.load_state_dict(found, assign=True)
+    except RuntimeError as error:  # names, shapes, whole numbers
+        raise CheckpointError(_damaged(folder, error)) from error
+    if not finite(network.state_dict()):
+        raise CheckpointError(_damaged(folder, "a weight isn't a finite number"))
+    return network.float()
+
+
+def _damaged(folder: Path, why: object) -> str:
+    return (
+        f"gain.transfer={folder}: {EXTRACTOR} can't be read ({' '.join(str(why).split())[:200]}); "
+        "give the features/ folder of a finished run"
+    )
 
 
 def _check_unseen(folder: Path, split: Split) -> None:

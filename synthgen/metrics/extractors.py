@@ -122,14 +122,18 @@ def dinov2(path: str, sha256: str | None = None, size_px: int | None = None) -> 
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if config.model_type not in DINOV2_KINDS:
             raise ConfigError(f"features.path={path}: holds a {config.model_type!r}, expected {' or '.join(DINOV2_KINDS)}")
         size_px = size_px or DINOV2_PX
         if size_px % config.patch_size:
             raise ConfigError(f"features.size_px={size_px}: not a multiple of this DINOv2's patches of {config.patch_size} px")
-        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        model = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except ConfigError:
+        raise
+    except Exception as error:  # transformers and safetensors raise what they like
         raise ConfigError(f"features.path={path}: not readable as a DINOv2 ({_one_line(error)})") from error
     shown = f"dinov2 rgb {size_px}px bicubic antialias imagenet config:{about}"
     return Extractor(f"{shown} sha256:{digest}", _Normalised(model, size_px), LARGE)

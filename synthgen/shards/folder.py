@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,20 +22,25 @@ FOLDER = "folder"
 METADATA = "metadata.jsonl"
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 """Names that Windows keeps for devices."""
+LONGEST = 200
+"""Letters of a class's folder: file systems take 255 bytes, and the class's number may follow."""
 
 
 def class_folders(names: Sequence[str]) -> list[str]:
     """Classes as names of folders that every file system keeps apart.
 
-    Letters, digits, '-', '_' and inner spaces stay, everything else is percent-encoded. Where two would be one without regard
-    to case, or a name is one that Windows reserves, the class's number is added.
+    Letters, digits, '-', '_' and inner spaces stay, everything else is percent-encoded. The class's number is added where two
+    would be one without regard to case, where a name is one that Windows reserves, and where one had to be cut short.
     """
-    plain = [_encoded(name) for name in names]
+    whole = [_encoded(name) for name in names]
+    plain = [re.sub("%.?$", "", name[:LONGEST]).rstrip() if len(name) > LONGEST else name for name in whole]
     often = Counter(name.casefold() for name in plain)
-    return [
-        f"{name}-{number}" if often[name.casefold()] > 1 or name.casefold() in RESERVED else name
+    numbered = [f"{name}-{number}" for number, name in enumerate(plain)]
+    chosen = [
+        numbered[number] if often[name.casefold()] > 1 or name.casefold() in RESERVED or name != whole[number] else name
         for number, name in enumerate(plain)
     ]
+    return chosen if len({name.casefold() for name in chosen}) == len(names) else numbered
 
 
 def _encoded(name: str) -> str:
@@ -87,7 +93,7 @@ def _members(path: Path, rows: Sequence[bytes], channels: int | None) -> Iterato
     known = [about_from(line, f"{path}") for line in rows]
     names = [str(row.get("file_name", "")) for row in known]
     for name in names:
-        if not name or name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+        if storage.leads_out(name):
             raise DataError(f"{path}: the file {name!r} lies outside of the folder")
         if not (path.parent / name).is_file():
             raise DataError(f"{path}: {name!r} isn't there, or is no file; copy or download it again")

@@ -48,7 +48,7 @@ def parse(data: Any, where: str) -> ShardManifest:
         listed = Counter({shard.format: 0 for shard in manifest.shards})
         for shard in manifest.shards:
             listed[shard.format] += shard.num_samples
-        outside = [file.path for file in everything(manifest) if _leads_out(file.path)]
+        outside = [file.path for file in everything(manifest) if storage.leads_out(file.path)]
         if manifest.plan:
             if misfitting := misfit(manifest.plan, _Plan, "plan"):
                 raise ValueError(misfitting)
@@ -87,10 +87,6 @@ def listed(data: bytes) -> list[str]:
         return [file.path for file in everything(parse(storage.unsealed(data.decode(), NAME), NAME))]
     except (DataError, ValueError):
         return []
-
-
-def _leads_out(path: str) -> bool:
-    return Path(path).is_absolute() or ".." in path.split("/") or "\\" in path or "\0" in path or not path
 
 
 def paths(manifest: ShardManifest) -> list[str]:

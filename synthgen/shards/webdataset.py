@@ -290,7 +290,7 @@ def _number(path: Path, digits: str) -> int:
 
 
 def _check_member(path: Path, name: str, size: int, number: int) -> None:
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+    if storage.leads_out(name):
         raise DataError(f"{path}: member {name!r} has a path that leads out of the archive")
     if size > MAX_MEMBER_BYTES:
         raise DataError(f"{path}: member {name!r} has {size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read")

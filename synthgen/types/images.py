@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +11,9 @@ import numpy as np
 from synthgen.errors import DataError
 from synthgen.shapes import Float, Int64, UInt8
 from synthgen.types.record import Record
+
+LARGEST_IMAGE = 2**31 - 1
+"""Bytes of an image, at most: what a row of a Parquet file may hold."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ class DatasetSpec(Record):
     class_names: tuple[str, ...]
     grouped: bool
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1 or math.prod(self.image_shape) > LARGEST_IMAGE:
+            raise DataError(
+                f"images of shape {self.image_shape}: expected (channels, height, width), {LARGEST_IMAGE:,} bytes at most"
+            )
 
     @property
     def num_classes(self) -> int:

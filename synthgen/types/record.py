@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from synthgen.errors import DataError
+from synthgen.types.fits import misfit
 
 UNLABELLED = -1
 """The label of an image whose class is not known, or not to be looked at."""
@@ -29,8 +30,10 @@ class Record:
         """Reads the JSON form back; `where` names the file in an error.
 
         Raises:
-            DataError: another schema or version, a missing or an unknown field.
+            DataError: another schema or version, a missing or an unknown field, a value of another type.
         """
+        if not isinstance(data, Mapping):
+            raise DataError(f"{where}: not a JSON object; was it written by synthgen?")
         found = data.get("schema")
         if found != cls.SCHEMA:
             raise DataError(f"{where}: the schema is {found!r}, expected {cls.SCHEMA!r}; was it written by another version?")
@@ -38,6 +41,8 @@ class Record:
         given = {key: value for key, value in data.items() if key != "schema"}
         if names != set(given):
             raise DataError(f"{where}: fields {sorted(names ^ set(given))} are missing or unknown in {cls.SCHEMA!r}")
+        if wrong := misfit(given, cls):
+            raise DataError(f"{where}: damaged: {wrong}; make it again")
         return cls(**cls._revive(given))
 
     @classmethod

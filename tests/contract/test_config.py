@@ -111,6 +111,8 @@ def test_code_and_interpolation_in_an_own_recipe_are_refused(own, inside, monkey
         ("name: [1, 2\nb: }", "while parsing a flow sequence"),
         ("name:\n\t- x", "found character"),
         ("- 1\n- 2\n", "must be a DictConfig"),
+        ("", "holds no settings; write `defaults: [schema, _self_]`"),
+        ("# name: x\n", "holds no settings; write `defaults: [schema, _self_]`"),
         ("defaults: [schema, size: huge, _self_]\n", "Could not find 'size/huge' Available options in 'size': base small tiny"),
     ],
 )
@@ -178,6 +180,8 @@ def test_an_override_that_means_nothing_is_named(override, message, monkeypatch)
         ("models=[vae,gna]", "models.1: no such generator; did you mean 'gan'?; known: vae, vqvae, gan, diffusion, found 'gna'"),
         ("models=[vae,vae]", "models names a generator twice"),
         ("models=[]", "models: "),
+        ("generate.num=true", "generate.num: expected another value than true or false, found True"),
+        ("gate.max_defect=false", "gate.max_defect: expected another value than true or false, found False"),
         ("split.train=-3", "split.train: input should be greater than or equal to 0, found -3"),
         ("generators.vae.beta=-1", "generators.vae.beta: input should be greater than 0"),
         ("generators.vae.lr=inf", "generators.vae.lr: input should be a finite number"),

@@ -179,6 +179,10 @@ def test_every_class_has_a_folder_of_its_own_in_the_export(tmp_path):
     for name in found:
         assert re.fullmatch(r"[A-Za-z0-9%_-]+( [A-Za-z0-9%_-]+)*", name), name
     assert folder.class_folders(("cat", "big dog")) == ["cat", "big dog"]
+    assert folder.class_folders(("a", "A", "a-0")) == ["a-0", "A-1", "a-0-2"]
+    long = folder.class_folders(("語" * 60, "語" * 60 + "本", "x" * 300))
+    assert len({*long}) == 3
+    assert all(len(name) <= 210 and re.fullmatch(r"(%[0-9A-F]{2}|x)+-[0-2]", name) for name in long)
     spec = replace(spec_of(3), class_names=("..", "a", "a "))
     batch, infos = samples_of(3)
     write(tmp_path / "in" / "out", encoded([(batch, infos)], spec), spec, ["folder"], Limits())

@@ -119,8 +119,8 @@ MUTANTS = (
         "a name that is not escaped",
         "synthgen/report/page.py",
         (("autoescape=True", "autoescape=False"),),
-        "contract/test_report.py",
-        "hostile_names",
+        "faults/test_inert.py",
+        "markup_in_a_page",
     ),
 )  # fmt: skip
 
