@@ -34,6 +34,15 @@ from synthgen.types import UNLABELLED, Batch, DatasetSpec
 from tests.faults import figures
 
 
+LONGEST = ("test_kills", "test_io", "test_mutants", "test_cli", "test_disk", "test_power", "test_notebook", "test_determinism")
+"""Files that take longest, begun first, so that no core waits for the other at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_terminal_summary(terminalreporter):
     """One line with the figures of the reliability suites."""
     reports = [report for each in terminalreporter.stats.values() for report in each if hasattr(report, "user_properties")]
