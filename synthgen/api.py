@@ -277,7 +277,8 @@ def report(folder: FilePath | Run, *, progress: bool | Progress = True) -> Path:
         folder: of `run` or `gain`, or the run itself.
     """
     path = _folder_of(folder)
-    return watch(settings_for(None, None, []), lambda order: jobs.make_report(order, path), progress=progress)
+    locked = path if (path / "verdict.json").is_file() else None
+    return watch(settings_for(None, None, []), lambda order: jobs.make_report(order, path), progress=progress, locked=locked)
 
 
 def compare(runs: Iterable[FilePath | Run], out: FilePath | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ evidence"; 2 to 6 see `synthgen.errors`; 70 a defect of synthgen; 130 Ctrl-C; 14
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -245,7 +246,8 @@ def report(
     config = _config(None, None, None)
     from synthgen import jobs
 
-    _watch(config, False, quiet, lambda order: jobs.make_report(order, folder))
+    locked = folder if (folder / "verdict.json").is_file() else None
+    _watch(config, False, quiet, lambda order: jobs.make_report(order, folder), locked)
 
 
 def compare(
@@ -410,6 +412,8 @@ def main() -> None:
         code = EXIT_INTERRUPTED
     except preemption.Preempted as signal:
         code, said = EXIT_PREEMPTED, f"stopped by {signal}"
+        if str(signal) == preemption.INTERRUPT:
+            code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:
         said = "interrupted"
     if said:
@@ -453,9 +457,13 @@ def _main() -> int:
 
 def _trouble_of_the_disk(error: OSError) -> int:
     """A file that can't be read, or written by another library: its name, the cause and a remedy."""
-    which = f"{error.filename}: " if error.filename else ""
-    cause = error.strerror or f"{type(error).__name__}: {error}"
+    from synthgen.data.names import shown
+
+    which = f"{shown(str(error.filename))}: " if error.filename else ""
+    cause = shown(error.strerror or f"{type(error).__name__}: {error}")
     remedy = "see that the disk is there, has room and may be used, then run the same command again"
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+        remedy = "give another path"
     typer.echo(f"synthgen: {which}{cause}; {remedy}", err=True)
     return StorageError.exit_code
 

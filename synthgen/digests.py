@@ -1,4 +1,4 @@
-"""sha256 of files, folders' entries, JSON and the code; and in words, how two JSON values differ."""
+"""sha256 of files, folders' entries, JSON and the code; JSON that vouches for itself; in words, how two JSON values differ."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from synthgen.errors import DataError
 
 
 def sha256_file(path: Path) -> str:
@@ -44,6 +46,11 @@ def is_plain_file(path: Path) -> bool:
         return path.is_file() and not path.is_symlink()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Every file that a stage's manifest vouches for, its timing too: name -> entry."""
+    return {**manifest["files"], **(manifest.get("timing") or {})}
 
 
 def leads_out(name: str) -> bool:
@@ -84,3 +91,66 @@ def changes(old: Any, new: Any, where: str = "") -> dict[str, str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+SEAL = "sha256"
+"""In the JSON of `storage.write_sealed`."""
+UNSEALED = ("synthgen.stage/1",)
+"""Schemas of before there were seals."""
+
+
+def unsealed(text: str, where: str) -> Any:
+    """What `storage.write_sealed` was given; JSON of another tool as it is.
+
+    Raises:
+        DataError: not JSON, or not one byte as it was written.
+    """
+    try:
+        data = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not readable as JSON ({error})") from None
+    if not isinstance(data, dict):
+        return data
+    ours = str(data.get("schema")).startswith("synthgen.") and data.get("schema") not in UNSEALED
+    if SEAL not in data and not ours:
+        return data
+    rest = {key: value for key, value in data.items() if key != SEAL}
+    if SEAL not in data or text != as_text(data) or data[SEAL] != sha256_json(rest):
+        raise DataError(f"{where}: differs from the sha256 in it: changed after it was written")
+    return rest
+
+
+def as_text(data: Any) -> str:
+    """JSON as synthgen writes it."""
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _no_number(constant: str) -> None:
+    """For `json.loads(parse_constant=...)`: NaN and Infinity aren't JSON."""
+    raise ValueError(f"{constant} is no number")
+
+
+def read_sealed(path: Path) -> Any:
+    """Reads what `storage.write_sealed` wrote; raises as `unsealed`, and where there is no such file."""
+    return unsealed(_text_of(path), str(path))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataError: the file is missing or isn't JSON.
+    """
+    try:
+        return json.loads(_text_of(path), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from None

@@ -1,7 +1,9 @@
 """SIGTERM and SIGUSR1: a scheduler takes the machine back. What can be saved is saved at the next step; then exit code 143.
 
-Outside of `held` the signal raises `Preempted` at once, as Ctrl-C does: what stands on the disk is whole at any instant. Within,
-it is only noted, and who runs asks `asked` where it can save. `check` raises what was noted meanwhile.
+So is it with Ctrl-C (SIGINT, exit code 130); who presses it again doesn't wait for that.
+
+Outside of `held` the signal raises `Preempted` at once: what stands on the disk is whole at any instant. Within, it is only
+noted, and who runs asks `asked` where it can save. `check` raises what was noted meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NAMES = ("SIGTERM", "SIGUSR1")
-"""SLURM's --signal and Kubernetes' grace period send one of these."""
+INTERRUPT = "SIGINT"
+NAMES = ("SIGTERM", "SIGUSR1", INTERRUPT)
+"""SLURM's --signal and Kubernetes' grace period send one of the first two."""
 
 _noted = ""
 _held = 0
@@ -56,6 +59,23 @@ def check() -> None:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """A process that is started within never hears of these signals, which are for those that have something to save.
+
+    This one hears them when the block has ended.
+    """
+    numbers = {getattr(signal, name) for name in NAMES if hasattr(signal, name)}
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def held() -> Iterator[None]:
     """A signal within is only noted; it is raised by the next `check`, or where the outermost `held` ends without an error."""
     global _held
@@ -88,6 +108,7 @@ def forget() -> None:
 
 def _on_signal(number: int, frame: Any) -> None:
     global _noted
+    again = _noted
     _noted = signal.Signals(number).name
-    if not _held:
+    if not _held or _noted == again == INTERRUPT:
         raise Preempted(_noted)

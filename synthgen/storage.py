@@ -9,22 +9,26 @@ stage is being made, `resume.json` says so: a folder with neither file is somebo
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from synthgen.digests import changes, is_as, is_plain_file
+from synthgen.digests import SEAL, as_text, changes, is_as, is_plain_file
 from synthgen.digests import code_version as code_version
 from synthgen.digests import differing as differing
+from synthgen.digests import entries as entries
 from synthgen.digests import entry_of as entry_of
 from synthgen.digests import leads_out as leads_out
+from synthgen.digests import read_json as read_json
+from synthgen.digests import read_sealed as read_sealed
 from synthgen.digests import sha256_file as sha256_file
 from synthgen.digests import sha256_json as sha256_json
+from synthgen.digests import unsealed as unsealed
 from synthgen.errors import DataError, StorageError
 from synthgen.types.fits import misfit
 
@@ -39,8 +43,6 @@ RESUME = "resume"
 """Files of an unfinished stage whose names begin so survive a restart of the stage and are removed at its end."""
 ATTEMPT = f"{RESUME}.json"
 LOCK = ".lock"
-SEAL = "sha256"
-"""In the JSON of `write_sealed`."""
 ENTRIES = dict[str, dict[str, Any]]
 STAGE_FIELDS: dict[str, Any] = {"stage": str, "config": dict[str, Any], "inputs": dict[str, str], "code": str}
 STAGE_FIELDS |= {"files": ENTRIES, "timing": ENTRIES | None}
@@ -140,64 +142,12 @@ def write_text(path: Path, text: str) -> str:
 
 def write_json(path: Path, data: Any) -> str:
     """Writes JSON atomically (indented, NaN refused) and returns its sha256."""
-    return write_text(path, _as_text(data))
+    return write_text(path, as_text(data))
 
 
 def write_sealed(path: Path, data: Mapping[str, Any]) -> str:
     """`write_json` of an object that also holds the sha256 of what else is in it: a manifest, which no other file vouches for."""
     return write_json(path, {**data, SEAL: sha256_json(data)})
-
-
-def unsealed(text: str, where: str) -> Any:
-    """What `write_sealed` was given; JSON without a seal as it is.
-
-    Raises:
-        DataError: not JSON, or not one byte as it was written.
-    """
-    try:
-        data = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not readable as JSON ({error})") from None
-    if not isinstance(data, dict) or SEAL not in data:
-        return data
-    rest = {key: value for key, value in data.items() if key != SEAL}
-    if text != _as_text(data) or data[SEAL] != sha256_json(rest):
-        raise DataError(f"{where}: differs from the sha256 in it: changed after it was written")
-    return rest
-
-
-def read_sealed(path: Path) -> Any:
-    """Reads what `write_sealed` wrote; raises as `unsealed`, and where there is no such file."""
-    return unsealed(_text_of(path), str(path))
-
-
-def _as_text(data: Any) -> str:
-    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        DataError: the file is missing or isn't JSON.
-    """
-    try:
-        return json.loads(_text_of(path), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
-
-
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return Path(path).read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
 
 
 def sync(path: Path) -> None:
@@ -369,11 +319,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return data
 
 
-def entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Every file that a stage's manifest vouches for, its timing too: name -> entry."""
-    return {**manifest["files"], **(manifest.get("timing") or {})}
-
-
 def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
     """Checks every file of a finished stage against its sha256.
 
@@ -386,6 +331,22 @@ def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> Non
             raise StorageError(f"{path}: listed in {STAGE_MANIFEST} but missing; delete {folder} and run the command again")
         if not is_as(path, entry):
             raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[None]:
+    """A folder of several stages says within that it isn't whole, and goes on saying so where the block doesn't end well."""
+    write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA})
+    try:
+        yield
+    except BaseException:
+        _leave_no_trace(folder, ATTEMPT)
+        raise
+    try:
+        (folder / ATTEMPT).unlink(missing_ok=True)
+        sync(folder)
+    except OSError as error:
+        raise _cannot_write(folder / ATTEMPT, error) from error
 
 
 def _leave_no_trace(folder: Path, mark: str) -> None:
@@ -444,9 +405,10 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def is_passing(name: str) -> bool:
-    """Whether a file of this name is ours and part of no result: a lock, or what a kill left of an atomic file."""
-    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
+def is_passing(name: str, beside: Collection[str] = ()) -> bool:
+    """Whether a file of this name is part of no result: a lock, or what a kill left of an atomic file of one of the names."""
+    left = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
+    return name == LOCK or (left is not None and left.group(1) in beside)
 
 
 # The lock
@@ -454,34 +416,79 @@ def is_passing(name: str) -> bool:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds a run folder for this process; released when the process ends, however it ends.
+    """Holds a folder and all below it for this process; released when the process ends, however it ends.
+
+    Several processes may work in different folders of one run as long as none holds the whole.
 
     Raises:
-        StorageError: another process holds it, or the folder can't be made.
+        StorageError: another process holds it, one above or one below it; or the folder can't be made.
     """
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
         raise StorageError(f"{folder}: holds files that synthgen didn't write; choose an empty or new --out")
-    try:
-        make_folder(folder)
-        file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(f"{folder}: can't be used as an output folder ({error.strerror}); choose another --out") from error
-    with file:
+    whole = folder.resolve()
+    with ExitStack() as held:
+        for above in whole.parents[:3]:  # a run folder has stages at most two below it
+            if above not in _whole and (above / LOCK).is_file():
+                held.enter_context(_hold(above, shared=True))
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            make_folder(folder)
+        except OSError as error:
+            raise _cannot_use(folder, error) from error
+        file = held.enter_context(_hold(folder, shared=False))
+        try:
             file.truncate(0)
             file.write(str(os.getpid()).encode())
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().decode(errors="replace").strip() or "unknown"
-            raise StorageError(f"{folder}: in use by process {holder}; wait for it, or give --out another folder") from None
         except OSError as error:
-            raise StorageError(f"{folder}: can't be locked ({error.strerror}); choose an --out on another disk") from error
+            raise _cannot_use(folder, error) from error
+        _whole.add(whole)
         try:
             yield
         finally:
+            _whole.discard(whole)
             _leave_no_trace(folder, LOCK)
+
+
+_whole: set[Path] = set()
+"""Folders that this process holds."""
+
+
+def _hold(folder: Path, shared: bool) -> BinaryIO:
+    """The open lock file of a folder, which holds it until it is closed."""
+    while True:
+        try:
+            file = open(folder / LOCK, "rb" if shared else "a+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise _cannot_use(folder, error) from error
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+                    return file
+            file.close()  # whoever held it removed it meanwhile
+        except BlockingIOError:
+            file.close()
+            raise StorageError(
+                f"{folder}: in use by process {_holder(folder)}; wait for it, or give --out another folder"
+            ) from None
+        except OSError as error:
+            file.close()
+            raise StorageError(f"{folder}: can't be locked ({error.strerror}); choose an --out on another disk") from error
+
+
+def _holder(folder: Path) -> str:
+    """Number of the process that holds a folder, or one below it."""
+    for path in sorted(folder.rglob(LOCK)):
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().decode(errors="replace").strip() or "unknown"
+    return "unknown"
+
+
+def _cannot_use(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"{folder}: can't be used as an output folder ({error.strerror}); choose another --out")
 
 
 def _is_ours(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -434,10 +435,16 @@ def fit(
             use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
         )
+        interrupted = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, loader)
         except SIGTERMException:  # came before the first step
             preemption.check()
+            raise
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # to Ctrl-C Lightning ends the process, deaf to any other
+                signal.signal(signal.SIGINT, interrupted)
+                raise KeyboardInterrupt from None
             raise
     if log:
         log.close()

@@ -75,13 +75,15 @@ class Pool:
         if self._executor is None:
             return
         workers = self._processes()
-        if error is not None and issubclass(error, preemption.Preempted):
-            self._let_save(workers)
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        if error is not None:  # what still runs would write into a folder whose lock is about to be given up
-            for worker in workers:
-                worker.kill()
-                worker.join()
+        try:
+            if error is not None and issubclass(error, preemption.Preempted):
+                self._let_save(workers)
+        finally:  # also where the user presses Ctrl-C again
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            if error is not None:  # what still runs would write into a folder whose lock is about to be given up
+                for worker in workers:
+                    worker.kill()
+                    worker.join()
 
     def map(self, function: Callable[[Task, Progress], Result], tasks: Sequence[Task], progress: Progress) -> list[Result]:
         """function(task, progress) for each task, results in the tasks' order; put the longest first.
@@ -122,7 +124,8 @@ class Pool:
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
             manager = SyncManager(ctx=context)
-            manager.start(_watch_parent)
+            with preemption.deferred():  # a scheduler may send them to every process of a job
+                manager.start(_watch_parent)
             self._events = manager.Queue()
             self._executor = ProcessPoolExecutor(self.workers, context, initializer=_initialise, initargs=(self._events,))
         return self._executor

@@ -33,7 +33,6 @@ from synthgen.gain.data import StudyData
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 from tests.faults import figures
 
-
 LONGEST = ("test_kills", "test_io", "test_mutants", "test_cli", "test_disk", "test_power", "test_notebook", "test_determinism")
 """Files that take longest, begun first, so that no core waits for the other at the end."""
 

@@ -91,7 +91,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
     check_extractor(order)
     check_tracking(order)
     training.pick_device(config.device)
-    with storage.lock(out), Pool(order.workers) as pool:
+    with storage.lock(out), storage.unfinished(out), Pool(order.workers) as pool:
         audit(order, out)
         split = Split.open(out)
         check_sizes(order, split)
@@ -143,7 +143,7 @@ def assess(
         raise ConfigError("pool.train is for generators that are trained here, and these images are there already; leave it out")
     if not candidates.exists():
         raise DataError(f"{candidates}: no such file or folder; --candidates takes a folder of images, an export, or a .tar")
-    with storage.lock(out), Pool(order.workers) as pool:
+    with storage.lock(out), storage.unfinished(out), Pool(order.workers) as pool:
         split = open_or_make_split(order, real, out)
         check_sizes(order, split)
         if study_gain:

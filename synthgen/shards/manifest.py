@@ -117,9 +117,10 @@ def problems(folder: Path, manifest: ShardManifest) -> list[str]:
     """Every file that is missing, changed or not listed; links count as missing."""
     listed = {file.path: {"bytes": file.num_bytes, "sha256": file.sha256} for file in everything(manifest)}
     lines, known = storage.differing(folder, listed), listed.keys() | NOT_OURS
-    for root, _, names in os.walk(folder):
-        for name in sorted(names):
+    for root, folders, names in os.walk(folder):
+        links = [name for name in folders if (Path(root) / name).is_symlink()]
+        for name in sorted([*names, *links]):
             found = (Path(root) / name).relative_to(folder).as_posix()
-            if found not in known and not storage.is_passing(name):
+            if found not in known and name != storage.LOCK:
                 lines.append(f"extra {found!r}")
     return lines

@@ -156,7 +156,7 @@ def test_bad_input_is_refused_by_name(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no verdict.json, so it isn't a finished run; run the same"):
         compare((first, tmp_path / "empty"), None)
-    with pytest.raises(StorageError, match=r"is a run folder"):
+    with pytest.raises(StorageError, match=r"holds files that no comparison has written"):
         compare(runs, first)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -300,14 +303,8 @@ def test_the_digest_of_a_folder_is_that_of_its_contents(tmp_path):
 
 
 def test_a_second_process_is_refused_with_the_holder(tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from synthgen import storage\n"
-        "with storage.lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = hold(tmp_path / "run")
     try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
         with pytest.raises(StorageError, match=f"in use by process {holder.pid}; wait for it"), storage.lock(tmp_path / "run"):
             pass
     finally:
@@ -318,6 +315,73 @@ def test_a_second_process_is_refused_with_the_holder(tmp_path):
         make(tmp_path / "run")  # a stage in the locked folder itself leaves the lock alone
         with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"), storage.lock(tmp_path / "run"):
             pass
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """A process that holds a folder."""
+    code = (
+        "import sys, time; from pathlib import Path; from synthgen import storage\n"
+        "with storage.lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "named"),
+    [
+        ("run", "run", "run"),
+        ("run", "run/train/vae", "run"),
+        ("run/train/vae", "run", "run"),
+        ("run/gate", "run/gate", "run/gate"),
+    ],
+)
+def test_whoever_holds_a_run_holds_its_stages(tmp_path, held, wanted, named):
+    with storage.lock(tmp_path / "run"):  # as `audit` leaves it
+        make(tmp_path / "run" / "split")
+    holder = hold(tmp_path / held)
+    try:
+        said = f"{tmp_path / named}: in use by process {holder.pid}; wait for it"
+        with pytest.raises(StorageError, match=re.escape(said)), storage.lock(tmp_path / wanted):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with storage.lock(tmp_path / wanted):
+        pass
+
+
+def test_two_stages_of_a_run_are_made_at_once(tmp_path):
+    with storage.lock(tmp_path / "run"):
+        make(tmp_path / "run" / "split")
+    holder = hold(tmp_path / "run" / "train" / "vae")
+    try:
+        with storage.lock(tmp_path / "run" / "train" / "gan"):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with storage.lock(tmp_path / "run"), storage.lock(tmp_path / "run" / "train" / "gan"):  # by one process
+        pass
+
+
+def test_a_lock_that_its_holder_removed_holds_nothing(tmp_path, monkeypatch):
+    """Else who had opened it before, and who made a new one since, would hold the folder both."""
+    path, asked = tmp_path / ".lock", []
+
+    def flock(file, how):
+        if how & fcntl.LOCK_EX:
+            if not asked:
+                path.unlink()
+            asked.append(how)
+        fcntl.flock(file, how)
+
+    monkeypatch.setattr(storage, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": flock}))
+    with storage.lock(tmp_path):
+        assert len(asked) == 2
+        assert path.read_text() == str(os.getpid())
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

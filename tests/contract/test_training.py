@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny, toy, toy_s
 
 
 # Mistakes
+
+
+def test_an_interruption_by_the_user_is_one_to_the_caller(tiny, toy, toy_spec, tmp_path):
+    """Lightning would end the process, and be deaf to any other from then on."""
+
+    class Impatient(Silent):
+        def advance(self, task: str, steps: int = 1, note: str = "") -> None:
+            raise KeyboardInterrupt
+
+    module = models.build(tiny.generators.vae, toy_spec, tiny.augment)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(module, [(toy, 16)], steps=8, seed=0, task="vae", progress=Impatient(), folder=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_nothing_to_train_on_is_named(toy):

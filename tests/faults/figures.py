@@ -10,15 +10,17 @@ LONG = os.environ.get("SYNTHGEN_FAULTS") == "long"
 
 FIGURES = {
     "io": "faults survived {good}/{cases}",
-    "bytes": "bytes lost {bad}",
+    "bytes": "bytes of finished stages lost {bad}/{cases}",
     "cuts": "power cuts survived {good}/{cases}",
     "power": "acknowledged files lost to power cuts {bad}/{cases}",
     "kills": "kills survived {good}/{cases}",
+    "killed": "killed runs that ended as others {good}/{cases}",
     "damage": "silent corruptions {bad}/{cases}",
     "resume": "exact resumes {good}/{cases}",
     "determinism": "bit-exact {good}/{cases}",
     "disk": "disk troubles survived {good}/{cases}",
-    "input": "clear errors {good}/{cases}",
+    "input": "bad inputs listed, told or refused {good}/{cases}",
+    "gate": "gate closed {good}/{cases}",
     "tracebacks": "tracebacks {bad}",
     "code": "code executed {bad}/{cases}",
     "secrets": "secrets leaked {bad}/{cases}",
@@ -41,7 +43,7 @@ def line(counted: Iterable[tuple[str, int, int]]) -> str:
     """(figure, cases, bad) of every test -> one line; "" where there are none.
 
     >>> line([("kills", 3, 0), ("bytes", 1, 0), ("kills", 2, 1)])
-    'reliability: bytes lost 0 · kills survived 4/5'
+    'reliability: bytes of finished stages lost 0/1 · kills survived 4/5'
     """
     totals: dict[str, list[int]] = {}
     for name, cases, bad in counted:

@@ -64,7 +64,7 @@ def test_every_damaged_file_is_found(run, tally):
                 problems = jobs.verify(str(run))["problems"]
             except SynthgenError as error:
                 problems = [str(error)]
-            if tried[name] != data and not any(path.name in line or path.parent.name in line for line in problems):
+            if tried[name] != data and not any(path.relative_to(run).as_posix() in line for line in problems):
                 silent.append(f"{path.relative_to(run)}: {name}")
         path.write_bytes(data)
     tally("damage", cases, len(silent))
@@ -85,6 +85,16 @@ def test_every_missing_and_every_extra_file_is_found(run, tally):
             found = [str(error)]
         silent += [] if found else [f"missing {path.relative_to(run)}"]
         path.write_bytes(data)
+    for name in ("shards/.MANIFEST.json.12.tmp", "split/.added.bin.12.tmp", "report/.added.tmp"):
+        (run / name).write_bytes(b"x")
+        cases += 1
+        silent += [] if any(name in line for line in jobs.verify(str(run))["problems"]) else [f"extra {name}"]
+        (run / name).unlink()
+    for name in ("shards/etc", "report/etc", "split/etc"):
+        (run / name).symlink_to("/etc")
+        cases += 1
+        silent += [] if any(name in line for line in jobs.verify(str(run))["problems"]) else [f"link {name}"]
+        (run / name).unlink()
     folders = [run, *(path for path in run.iterdir() if path.is_dir() and path.name not in ("features-cache", "gain-networks"))]
     for folder in folders:
         added = folder / "added.bin"
@@ -94,6 +104,41 @@ def test_every_missing_and_every_extra_file_is_found(run, tally):
         added.unlink()
     tally("damage", cases, len(silent))
     assert not silent, silent
+
+
+def test_a_folder_that_is_gone_is_missed(run, tally):
+    """What is kept to save time alone may go: features, and the networks of the gain study."""
+    folders = [path for path in run.rglob("*") if path.is_dir() and not {"features-cache", "gain-networks"} & set(path.parts)]
+    silent = []
+    for place in (*folders, run / "gain-networks" / "opened.json", run / "gain-networks"):
+        place.rename(run.parent / "aside")
+        problems = jobs.verify(str(run))["problems"]
+        (run.parent / "aside").rename(place)
+        silent += [] if any(place.relative_to(run).as_posix() in line for line in problems) else [str(place)]
+    tally("damage", len(folders) + 2, len(silent))
+    assert len(folders) > 10
+    assert not silent, silent
+    for place in ("features-cache", *(path.relative_to(run) for path in run.glob("gain-networks/*") if path.is_dir())):
+        (run / place).rename(run.parent / "aside")
+        assert jobs.verify(str(run))["problems"] == []
+        (run.parent / "aside").rename(run / place)
+
+
+@pytest.mark.parametrize("name", ["split/stage.json", "run.json", "gain-networks/opened.json", "shards/MANIFEST.json"])
+def test_every_bit_of_a_manifest_counts(run, name, tally):
+    """Those of the seal's own name as well, without which there would be none."""
+    data, silent, cases = (run / name).read_bytes(), [], 0
+    seal = data.index(b'"sha256": "', data.rindex(b"\n  "))
+    for place in range(len(data)):
+        for bit in range(8) if LONG or place >= seal - 20 else (place % 8,):
+            cases += 1
+            try:
+                storage.unsealed((data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]).decode(), name)
+            except (SynthgenError, UnicodeError):
+                continue
+            silent.append((place, bit))
+    tally("damage", cases, len(silent))
+    assert not silent, silent[:5]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from synthgen.gate.signals import FAMILIES, is_bad
 def test_no_threshold_lets_a_nan_through(family, threshold, tally):
     found = is_bad(family, np.array([math.nan, math.nan, 0.5]), threshold)
     wrong = not found[:2].all() or (math.isnan(threshold) and not found.all())
-    tally("input", 1, wrong)
+    tally("gate", 1, wrong)
     assert not wrong
 
 

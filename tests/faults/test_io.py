@@ -55,7 +55,7 @@ def test_the_same_command_again_mends_any_fault_of_the_disk(stage, how, calm, sm
     assert runs.contents(tmp_path / "seen", runs.MADE[stage]) == expected, "the layer changes nothing by itself"
     places = [i for i, change in enumerate(changes) if how not in ("torn", "short") or change.kind == "write"]
     assert places
-    wrong, lost, tried = [], [], short_or_long(places, 6 if stage in QUICK else 2)
+    wrong, lost, kept, tried = [], [], 0, short_or_long(places, 6 if stage in QUICK else 2)
     for at in tried:
         out = runs.before(stage, calm, tmp_path / f"{at}")
         before = runs.contents(out, finished)
@@ -69,9 +69,10 @@ def test_the_same_command_again_mends_any_fault_of_the_disk(stage, how, calm, sm
         _do(stage, out)
         if runs.contents(out, runs.MADE[stage]) != expected:
             wrong.append(name)
+        kept += sum((out / file).stat().st_size for file in before)
         lost += [f"{name}: {file}" for file, digest in before.items() if runs.contents(out, [file]).get(file) != digest]
         shutil.rmtree(out)
     tally("io", len(tried), len(wrong))
-    tally("bytes", len(tried), len(lost))
+    tally("bytes", kept, len(lost))
     assert not wrong, wrong
     assert not lost, lost

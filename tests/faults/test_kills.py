@@ -89,10 +89,11 @@ def test_a_run_that_is_ended_at_any_moment_is_finished_by_the_same_command(warm,
     fresh = 0
     while ended < KILLS:
         how = signal.SIGTERM if draws.random() < 0.4 else signal.SIGKILL
-        code = warm.call(command(out), log, how, float(draws.uniform(0, length)))
+        workers = ["workers=2"] if fresh % 4 == 1 else []  # finished by one
+        code = warm.call([*command(out), *workers], log, how, float(draws.uniform(0, length)))
         if code in (-signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last before it listens
             ended += 1
-            if draws.random() < 0.6:  # killed again and again on its way
+            if draws.random() < 0.6 and ended < KILLS:  # killed again and again on its way
                 continue
         elif code != 0:
             wrong.append(f"{how.name}: exit code {code}")
@@ -105,21 +106,29 @@ def test_a_run_that_is_ended_at_any_moment_is_finished_by_the_same_command(warm,
         fresh += 1
         out = tmp_path / f"run-{fresh}"
     tally("kills", ended, len(wrong))
+    tally("killed", fresh, len(wrong))
     assert not wrong, (wrong, log.read_text()[-2000:])
 
 
-def test_sigterm_and_sigusr1_save_and_exit_143(warm, tmp_path, tally):
-    """In the middle of a training that has saved nothing yet."""
-    for name in ("SIGTERM", "SIGUSR1"):
+def test_sigterm_sigusr1_and_ctrl_c_save(warm, tmp_path, tally):
+    """In the middle of a training that has saved nothing yet; what there is says that it is unfinished."""
+    for name, expected, told in (
+        ("SIGTERM", 143, "stopped by SIGTERM"),
+        ("SIGUSR1", 143, "stopped by SIGUSR1"),
+        ("SIGINT", 130, "interrupted"),
+    ):
         out, log = tmp_path / name, tmp_path / f"{name}.log"
         long = [*command(out), "generators.diffusion.steps=100000", "looks.times=0"]
         code = warm.call(long, log, getattr(signal, name), 0.5, out / "train" / runs.MODEL / "resume.json")
         saved = list(out.glob("train/*/resume-*.ckpt"))
         said = log.read_text()
-        tally("kills", 1, not (code == 143 and saved and f"stopped by {name}" in said))
-        assert code == 143, said
+        checked = warm.call(["verify", str(out)], log)
+        tally("kills", 1, not (code == expected and saved and told in said and checked == 5))
+        assert code == expected, said
         assert saved
-        assert f"stopped by {name}; run the same command again to go on" in said
+        assert f"{told}; run the same command again to go on" in said
+        assert checked == 5
+        assert "unfinished: run the same command again" in log.read_text()
 
 
 def test_workers_are_told_too(tmp_path, tally):
