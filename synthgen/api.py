@@ -277,8 +277,7 @@ def report(folder: FilePath | Run, *, progress: bool | Progress = True) -> Path:
         folder: of `run` or `gain`, or the run itself.
     """
     path = _folder_of(folder)
-    locked = path if (path / "verdict.json").is_file() else None
-    return watch(settings_for(None, None, []), lambda order: jobs.make_report(order, path), progress=progress, locked=locked)
+    return watch(settings_for(None, None, []), lambda order: jobs.make_report(order, path), False, progress, jobs.lockable(path))
 
 
 def compare(runs: Iterable[FilePath | Run], out: FilePath | None = None) -> dict[str, Any]:

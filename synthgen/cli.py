@@ -246,8 +246,7 @@ def report(
     config = _config(None, None, None)
     from synthgen import jobs
 
-    locked = folder if (folder / "verdict.json").is_file() else None
-    _watch(config, False, quiet, lambda order: jobs.make_report(order, folder), locked)
+    _watch(config, False, quiet, lambda order: jobs.make_report(order, folder), jobs.lockable(folder))
 
 
 def compare(
@@ -408,12 +407,9 @@ def main() -> None:
     try:
         preemption.listen()
         code = _main()
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
-    except preemption.Preempted as signal:
-        code, said = EXIT_PREEMPTED, f"stopped by {signal}"
-        if str(signal) == preemption.INTERRUPT:
-            code = EXIT_INTERRUPTED
+    except (KeyboardInterrupt, preemption.Preempted) as signal:
+        by_hand = str(signal) in ("", preemption.INTERRUPT)
+        code, said = (EXIT_INTERRUPTED, "") if by_hand else (EXIT_PREEMPTED, f"stopped by {signal}")
     if code == EXIT_INTERRUPTED:
         said = "interrupted"
     if said:
@@ -426,33 +422,34 @@ def _main() -> int:
         warnings.simplefilter("ignore")
     try:
         return int(app(standalone_mode=False) or 0)
-    except SynthgenError as error:
-        if "--debug" in sys.argv:
-            raise
-        from synthgen.data.names import shown  # paths may be called what a terminal would obey
-
-        typer.echo(f"synthgen: {shown(' '.join(str(error).splitlines()))}", err=True)
-        return error.exit_code
-    except BrokenPipeError:  # whoever read our output has had enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if "--debug" in sys.argv:
-            raise
-        return _trouble_of_the_disk(error)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
-            error.show()
-            return int(error.exit_code)
+        if preemption.asked():  # a library made an error of its own of being stopped
+            raise preemption.Preempted(preemption.asked()) from error
         if type(error).__name__ in ("Abort", "KeyboardInterrupt"):
             raise KeyboardInterrupt from None
-        if "--debug" in sys.argv:
+        if "--debug" in sys.argv and not hasattr(error, "show") and not isinstance(error, BrokenPipeError):
             raise
-        from synthgen.data.names import shown
+        return _failed(error)
 
-        what = shown(f"{type(error).__name__}: {error}")
-        typer.echo(f"synthgen: a defect of synthgen, please report it: {what} (--debug shows the traceback)", err=True)
-        return EXIT_DEFECT
+
+def _failed(error: Any) -> int:
+    """Says what went wrong in a line: the exit code."""
+    from synthgen.data.names import shown  # paths may be called what a terminal would obey
+
+    if isinstance(error, SynthgenError):
+        typer.echo(f"synthgen: {shown(' '.join(str(error).splitlines()))}", err=True)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):  # whoever read our output has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError):
+        return _trouble_of_the_disk(error)
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
+        error.show()
+        return int(error.exit_code)
+    what = shown(f"{type(error).__name__}: {error}")
+    typer.echo(f"synthgen: a defect of synthgen, please report it: {what} (--debug shows the traceback)", err=True)
+    return EXIT_DEFECT
 
 
 def _trouble_of_the_disk(error: OSError) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from synthgen.errors import DataError
+
+LOCK = ".lock"
 
 
 def sha256_file(path: Path) -> str:
@@ -51,6 +54,12 @@ def is_plain_file(path: Path) -> bool:
 def entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Every file that a stage's manifest vouches for, its timing too: name -> entry."""
     return {**manifest["files"], **(manifest.get("timing") or {})}
+
+
+def is_passing(name: str, beside: Collection[str] = ()) -> bool:
+    """Whether a file of this name is part of no result: a lock, or what a kill left of an atomic file of one of the names."""
+    left = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
+    return name == LOCK or (left is not None and left.group(1) in beside)
 
 
 def leads_out(name: str) -> bool:

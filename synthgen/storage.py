@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from synthgen.digests import LOCK as LOCK
 from synthgen.digests import SEAL, as_text, changes, is_as, is_plain_file
 from synthgen.digests import code_version as code_version
 from synthgen.digests import differing as differing
 from synthgen.digests import entries as entries
 from synthgen.digests import entry_of as entry_of
+from synthgen.digests import is_passing as is_passing
 from synthgen.digests import leads_out as leads_out
 from synthgen.digests import read_json as read_json
 from synthgen.digests import read_sealed as read_sealed
@@ -42,7 +43,6 @@ TIMING = "timing.json"
 RESUME = "resume"
 """Files of an unfinished stage whose names begin so survive a restart of the stage and are removed at its end."""
 ATTEMPT = f"{RESUME}.json"
-LOCK = ".lock"
 ENTRIES = dict[str, dict[str, Any]]
 STAGE_FIELDS: dict[str, Any] = {"stage": str, "config": dict[str, Any], "inputs": dict[str, str], "code": str}
 STAGE_FIELDS |= {"files": ENTRIES, "timing": ENTRIES | None}
@@ -335,18 +335,26 @@ def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> Non
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[None]:
-    """A folder of several stages says within that it isn't whole, and goes on saying so where the block doesn't end well."""
-    write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA})
+    """A folder of several stages says within that it isn't whole, and goes on saying so where a failing block left others."""
+
+    def stages() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for name in (STAGE_MANIFEST, ATTEMPT) for path in folder.rglob(name)}
+
+    before = stages()
+    write_json(mark := folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA})
     try:
         yield
     except BaseException:
         _leave_no_trace(folder, ATTEMPT)
+        with suppress(OSError):
+            if stages() == before | {mark: mark.stat().st_mtime_ns} and mark not in before:
+                mark.unlink()
         raise
     try:
-        (folder / ATTEMPT).unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
         sync(folder)
     except OSError as error:
-        raise _cannot_write(folder / ATTEMPT, error) from error
+        raise _cannot_write(mark, error) from error
 
 
 def _leave_no_trace(folder: Path, mark: str) -> None:
@@ -403,12 +411,6 @@ def _clear(folder: Path, keep_resume: bool) -> None:
 def remove(path: Path) -> None:
     """Removes a file or a folder with all that is in it; what is gone already is no error."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def is_passing(name: str, beside: Collection[str] = ()) -> bool:
-    """Whether a file of this name is part of no result: a lock, or what a kill left of an atomic file of one of the names."""
-    left = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
-    return name == LOCK or (left is not None and left.group(1) in beside)
 
 
 # The lock

@@ -10,8 +10,9 @@ from synthgen.errors import DataError
 MAX_NAME = 200
 """Characters of a class's name: more is a text that was taken for a label."""
 
-TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""They turn what is written after them about, beyond the name itself (Unicode annex 9); the marks U+200E and U+200F don't."""
+TURNING = frozenset("\u200b\u2060\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""The first three aren't seen at all. The others turn what is written after them about, beyond the name itself (Unicode
+annex 9); the marks U+200E and U+200F don't."""
 
 
 def shown(text: str, most: int = 0) -> str:

@@ -16,12 +16,12 @@ from synthgen.jobs.generators import generate, train
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split, audit, is_split, source_of
 from synthgen.jobs.replays import replay
-from synthgen.jobs.reports import compare, make_report
+from synthgen.jobs.reports import compare, lockable, make_report
 from synthgen.jobs.runs import assess, conclude, run, train_one
 from synthgen.jobs.withdrawals import drop
 
 __all__ = [
     "Contest", "Decision", "Order", "Split", "assess", "audit", "compare", "conclude", "drop", "export", "features", "gain",
-    "gate", "generate", "is_split", "load_candidates", "load_gate", "make_report", "replay", "run", "select", "source_of",
-    "train", "train_one", "verify",
+    "gate", "generate", "is_split", "load_candidates", "load_gate", "lockable", "make_report", "replay", "run", "select",
+    "source_of", "train", "train_one", "verify",
 ]  # fmt: skip

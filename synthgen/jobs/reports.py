@@ -38,6 +38,11 @@ def make_report(order: Order, out: Path) -> Path:
     return path
 
 
+def lockable(out: Path) -> Path | None:
+    """The folder to hold while its page is written; one that isn't a run's is refused by its own message."""
+    return out if (out / "verdict.json").is_file() else None
+
+
 def compare(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
     """Finished runs side by side; with `out`, also as OUT/index.html and OUT/compare.json.
 

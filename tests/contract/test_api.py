@@ -313,6 +313,8 @@ def test_runs_are_compared_and_a_page_is_written_again(run, tmp_path):
     assert page == other / "report" / "index.html"
     assert page.is_file()
     assert sg.report(sg.open(other), progress=False) == page
+    with storage.lock(other), pytest.raises(sg.StorageError, match=f"in use by process {os.getpid()}"):
+        sg.report(other, progress=False)
     found = sg.compare([run, other], out=tmp_path / "both")
     assert len(found["runs"]) == 2
     assert (tmp_path / "both" / "index.html").is_file()

@@ -156,6 +156,11 @@ def test_bad_input_is_refused_by_name(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no verdict.json, so it isn't a finished run; run the same"):
         compare((first, tmp_path / "empty"), None)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    with pytest.raises(StorageError, match=r"site: holds files that no comparison has written"):
+        compare((first, second), tmp_path / "site")
+    assert (tmp_path / "site" / "index.html").read_text() == "mine"
     with pytest.raises(StorageError, match=r"holds files that no comparison has written"):
         compare(runs, first)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import re
@@ -19,7 +20,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from synthgen import logs, screen, storage, tracking
+from synthgen import cli, logs, screen, storage, tracking
 from synthgen.report import compare, page
 from synthgen.report.evidence import read_gate
 from synthgen.shards import card, croissant, manifest
@@ -161,7 +162,10 @@ def test_no_name_is_markup_in_a_page(name, pages, tally):
     wrong = active(html, scripts=2)
     wrong += [] if 'http-equiv="Content-Security-Policy" content="default-src \'none\';' in html else ["no policy"]
     for text in Elements(html).scripts[:-2]:
-        json.loads(text)  # a figure
+        try:
+            json.loads(text)  # a figure
+        except ValueError:
+            wrong.append(f"a script that is no figure: {text[:99]}")
     plotly = next(iter(page._scripts()))
     hidden = {char for char in html if unicodedata.category(char) in ("Cc", "Cf") and char not in "\n\t\r\xad\u200d"}
     wrong += [f"an unseen {char!r}" for char in hidden if char not in plotly]
@@ -277,6 +281,18 @@ def _commands(char: str) -> bool:
         unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs")
         or char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200b"
     )
+
+
+def test_a_path_in_an_error_of_the_disk_moves_nothing(tally, monkeypatch):
+    said = []
+    monkeypatch.setattr(cli.typer, "echo", lambda text, err: said.append(text))
+    wrong = []
+    for name in NAMES:
+        cli._trouble_of_the_disk(OSError(errno.ENAMETOOLONG, "File name too long", f"/tmp/{name}"))
+        wrong += [f"{char!r} in {said[-1]!r}" for char in said[-1] if _commands(char)]
+        assert said[-1].endswith("File name too long; give another path")
+    tally("scripts", cases=len(NAMES), bad=len(wrong))
+    assert not wrong
 
 
 def test_json_on_the_screen_is_whole_and_moves_nothing(capsys, tally):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from synthgen import cli, preemption
 from tests.faults import runs
 from tests.faults.figures import LONG
 
@@ -129,6 +130,28 @@ def test_sigterm_sigusr1_and_ctrl_c_save(warm, tmp_path, tally):
         assert f"{told}; run the same command again to go on" in said
         assert checked == 5
         assert "unfinished: run the same command again" in log.read_text()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_library_that_makes_an_error_of_its_own_of_a_signal_hides_nothing(name, code, monkeypatch, capsys):
+    def app(standalone_mode: bool) -> None:
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(5)
+        except BaseException:
+            raise RuntimeError("the callback failed") from None
+
+    before = {each: signal.getsignal(getattr(signal, each)) for each in preemption.NAMES}
+    monkeypatch.setattr(cli, "app", app)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        preemption.forget()
+        for each, handler in before.items():
+            signal.signal(getattr(signal, each), handler)
+    assert ended.value.code == code
+    assert capsys.readouterr().err.endswith("run the same command again to go on\n")
 
 
 def test_workers_are_told_too(tmp_path, tally):
