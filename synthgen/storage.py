@@ -427,7 +427,7 @@ def lock(folder: Path) -> Iterator[None]:
     """
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
         raise StorageError(f"{folder}: holds files that synthgen didn't write; choose an empty or new --out")
-    whole = folder.resolve()
+    whole = Path(os.path.realpath(folder))  # not resolve(), to which a loop of links is no OSError
     with ExitStack() as held:
         for above in whole.parents[:3]:  # a run folder has stages at most two below it
             if above not in _whole and (above / LOCK).is_file():

@@ -47,8 +47,9 @@ def pytest_terminal_summary(terminalreporter):
     reports = [report for each in terminalreporter.stats.values() for report in each if hasattr(report, "user_properties")]
     called = [report for report in reports if getattr(report, "when", "") == "call"]
     counted = [value for report in called for name, value in report.user_properties if name == "figure"]
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "tests/faults/" in report.nodeid]
     if shown := figures.line([tuple(value) for value in counted]):
-        terminalreporter.write_line(shown)
+        terminalreporter.write_line(f"{shown} · skipped {len(left_out)}" if left_out else shown)
 
 
 @pytest.fixture(autouse=True)

@@ -445,7 +445,7 @@ def test_a_damaged_manifest_is_one_line(tmp_path):
     with pytest.raises(DataError, match="differs from the sha256 in it"):
         load(tmp_path)
     del outside["sha256"]
-    (tmp_path / manifest.NAME).write_text(json.dumps(outside))
+    storage.write_sealed(tmp_path / manifest.NAME, outside)
     with pytest.raises(DataError, match="outside"):
         load(tmp_path)
 

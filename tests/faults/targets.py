@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from synthgen import models, storage
+from synthgen import digests, models, storage
 from synthgen.config.load import load as load_config
 from synthgen.config.schema import DataConfig
 from synthgen.data import sources
@@ -100,7 +100,7 @@ def _run(folder: Path) -> Path:
     })  # fmt: skip
     for stage in ("candidates/vae", "split"):
         made = {"schema": storage.STAGE_SCHEMA, "stage": stage, "config": {}, "inputs": {}, "code": "0", "files": {}}
-        storage.write_json(run / stage / storage.STAGE_MANIFEST, made)
+        storage.write_sealed(run / stage / storage.STAGE_MANIFEST, made)
     storage.write_json(
         run / "select" / "select.json", {"chosen": "vae", "criterion": "val", "scores": {"vae": {"val_loss": 1.0}}}
     )
@@ -167,12 +167,22 @@ def _vae() -> bytes:
 # Targets
 
 
+def _sealed(data: bytes) -> bytes:
+    """The same with a seal that fits, where it is a JSON object: else nothing behind the seal would be reached."""
+    try:
+        found = json.loads(data)
+        found.pop(digests.SEAL, None)
+        return digests.as_text({**found, digests.SEAL: digests.sha256_json(found)}).encode()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return data
+
+
 def _records(run: Path, export: Path, folder: Path) -> dict[str, Target]:
     def reader(source: Path, place: Path, read_it: Callable[[Path], object]) -> Target:
         place.parent.mkdir(parents=True, exist_ok=True)
 
         def run_it(data: bytes) -> None:
-            place.write_bytes(data)
+            place.write_bytes(_sealed(data) if place.name in (manifest.NAME, storage.STAGE_MANIFEST) else data)
             read_it(place)
 
         return Target(run_it, [source.read_bytes()], _json, EXTREMES)
@@ -308,7 +318,7 @@ def _pages(run: Path) -> dict[str, Target]:
     def maker(part: str, good: bytes) -> Callable[[bytes], None]:
         def run_it(data: bytes) -> None:
             try:
-                (run / part).write_bytes(data)
+                (run / part).write_bytes(_sealed(data) if part.endswith(storage.STAGE_MANIFEST) else data)
                 page.make(run)
             finally:
                 (run / part).write_bytes(good)

@@ -95,13 +95,13 @@ def test_a_sample_that_its_checkpoint_does_not_make_is_found_out(made, copy, cap
     keys = keys_of(copy)
     whole = storage.read_sealed(copy / manifest.NAME)
     whole["plan"]["sampling"]["truncation"] = 0.5
-    storage.write_json(copy / manifest.NAME, whole)
+    storage.write_sealed(copy / manifest.NAME, whole)
     code, _, err = call(capsys, monkeypatch, "replay", keys[0], copy, "--checkpoint", checkpoint)
     assert (code, "bytes differ" in err) == (4, True)
     label = read.load(copy)[0].labels[0]
     other = (label + 1) % 10
     whole["plan"]["plan"]["counts"] = {str(i): 300 * int(i == other) for i in range(10)}
-    storage.write_json(copy / manifest.NAME, whole)
+    storage.write_sealed(copy / manifest.NAME, whole)
     code, _, err = call(capsys, monkeypatch, "replay", keys[0], copy, "--checkpoint", checkpoint)
     assert (code, "label plan" in err) == (3, True)
     code, _, err = call(capsys, monkeypatch, "replay", "nothing", copy, "--checkpoint", checkpoint)
