@@ -125,7 +125,7 @@ def test_a_folder_that_is_gone_is_missed(run, tally):
 
 
 @pytest.mark.parametrize("name", ["split/stage.json", "run.json", "gain-networks/opened.json", "shards/MANIFEST.json"])
-def test_every_bit_of_a_manifest_counts(run, name, tally):
+def test_every_byte_of_a_manifest_counts(run, name, tally):
     """Those of the seal's own name as well, without which there would be none."""
     data, silent, cases = (run / name).read_bytes(), [], 0
     seal = data.index(b'"sha256": "', data.rindex(b"\n  "))
