@@ -115,6 +115,7 @@ def _kept(folder: Path) -> list[str]:
 def _beside(folder: Path, stages: list[Path], listed: set[str]) -> list[str]:
     """Files of a run folder that nothing in it speaks of."""
     known = {RUN, *TOLD, *listed, storage.ATTEMPT}
+    beside = {Path(each).name for each in known}
     inner = [stage.relative_to(folder).as_posix() + "/" for stage in stages if stage != folder]
     aside = tuple(f"{name}/" for name in (logs.FOLDER, "wandb", FOLDER, CACHE))
     if folder in stages or not (folder / RUN).is_file():  # a stage tells of its own; without run.json the folder isn't one run's
@@ -126,7 +127,7 @@ def _beside(folder: Path, stages: list[Path], listed: set[str]) -> list[str]:
         for name in names
         if name not in known
         and not name.startswith((*inner, *unfinished, *aside))
-        and not storage.is_passing(Path(name).name, {Path(each).name for each in known})
+        and not storage.is_passing(Path(name).name, beside)
     ]
 
 
