@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import processor  # beside this script
 from torch import nn
 
 from synthgen.config.schema import DataConfig
@@ -60,7 +61,7 @@ def main() -> None:
     if asked.device == "cpu":
         torch.set_num_threads(1)
     print(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, {asked.device}, "
+        f"{processor()}, Python {platform.python_version()}, torch {version('torch')}, {asked.device}, "
         f"{torch.get_num_threads()} thread",
         flush=True,
     )
@@ -78,7 +79,7 @@ def main() -> None:
     else:
         runs.append(run(f"cifar10 {num}/{num}", [parts(cifar, num, num, num, num // 10, 0)], 2, asked.device))
     if asked.json:
-        about = {"torch": version("torch"), "machine": platform.machine(), "device": asked.device, "alpha": ALPHA}
+        about = {"torch": version("torch"), "machine": processor(), "device": asked.device, "alpha": ALPHA}
         asked.json.write_text(json.dumps({**about, "runs": runs}, indent=2) + "\n")
 
 

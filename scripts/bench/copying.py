@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import tempfile
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor  # beside this script
 
 from synthgen import jobs, models, training
 from synthgen.choice import Choice, Finding
@@ -49,7 +49,7 @@ def main() -> None:
         asked.data, asked.train, asked.steps, asked.looks = "digits", [50], 60, 3
         asked.settings += ["features.steps=40", "features.defect_steps=0", "looks.num=100"]
     torch.set_num_threads(1)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+    machine = f"{processor()}, Python {platform.python_version()}, "
     machine += f"torch {version('torch')}, synthgen {version('synthgen')}"
     print(machine, flush=True)
     curves = []

@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from machine import processor  # beside this script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -109,7 +110,7 @@ def main() -> None:
     if asked.quick:
         globals()["SIZE"] = 2000
     warnings.simplefilter("ignore")
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    machine = f"{processor()}, Python {platform.python_version()}"
     print(machine)
     found = [measure(name, *about) for name, about in WRITERS.items() if _version(about[2])]
     show(found)

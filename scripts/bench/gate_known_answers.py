@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import processor  # beside this script
 from PIL import Image
 
 from synthgen import jobs
@@ -61,8 +61,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     asked = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {version('torch')}, synthgen {version('synthgen')}",
+        f"{processor()}, Python {platform.python_version()}, torch {version('torch')}, synthgen {version('synthgen')}",
         flush=True,
     )
     torch.set_num_threads(1)  # what the gate's stages run with, so that the same bytes come out

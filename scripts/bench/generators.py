@@ -40,6 +40,7 @@ from pathlib import Path
 from statistics import median
 
 from generator_peers import CONTENDERS  # beside this script
+from machine import machine
 
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "generator_peers.txt"
@@ -197,23 +198,6 @@ def versions(peers: Path) -> str:
         [line for line in PINS.read_text().splitlines() if line.startswith("denoising")] if (peers / PINS.name).exists() else []
     )
     return f"Python {platform.python_version()}, {ours}, {', '.join(pins) or 'without denoising-diffusion-pytorch'}"
-
-
-def machine(device: str) -> dict[str, str]:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    about = {"machine": f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"}
-    if hasattr(os, "getloadavg"):
-        about["load"] = f"{os.getloadavg()[0]:.1f} processes at the start, beside this one"
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            sys.exit("--device cuda: torch finds no CUDA device here; leave it away to measure on the CPU")
-        about["gpu"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return about
 
 
 def peak() -> float:

@@ -43,7 +43,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from peers import CONTENDERS  # beside this script
+from machine import processor  # beside this script
+from peers import CONTENDERS
 
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "peers.txt"
@@ -191,11 +192,7 @@ for name in {[*names[:3], *(n + "-cpu" if n == "faiss" else n for n in names[3:]
 
 
 def machine(device: str) -> dict[str, str]:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    about = {"machine": f"{model}, {os.cpu_count()} cores, {memory_gib():.0f} GiB, {platform.system()} {platform.machine()}"}
+    about = {"machine": f"{processor()}, {memory_gib():.0f} GiB, {platform.system()} {platform.machine()}"}
     if device != "cpu":
         import torch
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor  # beside this script
 from PIL import Image
 
 from synthgen import jobs, models, sampling, training
@@ -65,7 +65,7 @@ def main() -> None:
         asked.data, asked.train, asked.seconds, asked.seeds = "digits", [50], 2.0, [0]
     torch.set_num_threads(1)
     machine = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "diffusers", "synthgen")},
     }

@@ -35,7 +35,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from metrics import environment  # beside this script
+from machine import processor  # beside this script
+from metrics import environment
 
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "shard_peers.txt"
@@ -151,12 +152,8 @@ def pictures(num: int) -> tuple[tuple[np.ndarray, np.ndarray], str]:
 
 
 def machine() -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{model}, {os.cpu_count()} cores{busy}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{processor()}{busy}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
 def versions(python: Path | None) -> str:
