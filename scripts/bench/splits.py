@@ -1,130 +1,221 @@
 """The factory over several splits of the data: the gain of each arm with its interval over splits.
 
-    .venv/bin/python scripts/bench/splits.py --splits 10 [--recipe digits] [--json FILE] [--quick]
+    .venv/bin/python scripts/bench/splits.py --splits 10 [--recipe digits] [--out FOLDER] [--json FILE]
     .venv/bin/python scripts/bench/splits.py --recipe cifar10-2k --splits 1 --out outputs/gpu device=cuda   (one GPU)
+    .venv/bin/python scripts/bench/splits.py --sum FOLDER [--first 20 --splits 7]     of runs that are finished: seconds
+    .venv/bin/python scripts/bench/splits.py --quick                                  a check, no result; under a minute
 
-Each split is a run of its own in a fresh process, with its own train, val, reference and test images. An arm's figure
-for a split is the mean over that run's classifier seeds; the interval is Student's t over splits.
+Each split is a run of its own in a fresh process, FOLDER/split-N, with its own train, val, reference and test images. An
+arm's figure for a split is the mean over that run's classifier seeds; the interval is Student's t over splits. Where one
+split alone has an arm or a pair, its interval is the run's own, over seeds (and, of a pair that the run compared, over test
+images). A pair that no run has is left out.
+
+`chosen on val` is the strongest single network (no committee, nothing classical) on the train images; `best on test` is the
+one that did best on the very test images, with or without val's labels: a bar that nobody can choose beforehand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from machine import machine, versions  # beside this script
 
+from synthgen.gain.arms import recipe_of
 from synthgen.gain.stats import mean_interval
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", type=int, default=10)
-    parser.add_argument("--first", type=int, default=0, help="first split seed")
-    parser.add_argument("--recipe", default="digits")
-    parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one if not given")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="two splits of digits-smoke: a check, no result")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    asked = parser.parse_args()
-    recipe, splits = ("digits-smoke", 2) if asked.quick else (asked.recipe, asked.splits)
-    print(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}; recipe {recipe}, {splits} splits",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = [
-            one(recipe, seed, (asked.out or Path(scratch)) / f"split-{seed}", [*(FEW if asked.quick else []), *asked.settings])
-            for seed in range(asked.first, asked.first + splits)
-        ]
-    result = summary(runs)
-    show(result)
-    if asked.json:
-        asked.json.write_text(json.dumps({"recipe": recipe, "runs": runs, **result}, indent=2) + "\n")
-
-
-def one(recipe: str, seed: int, out: Path, settings: list[str]) -> dict:
-    """Runs a split and returns its verdict.json."""
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "synthgen", "run", recipe, "--out", str(out), "--json", f"split.seed={seed}", *settings]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"split {seed}: {done.stderr.strip().splitlines()[-1]}")
-    about = json.loads(done.stdout)
-    kept = {name: f"{gate['kept']} {gate['verdict']}" for name, gate in about["gate"].items()}
-    print(
-        f"split {seed}: {about['verdict']}, {about['best_generator']}, gate {kept}, {time.perf_counter() - started:.0f} s",
-        flush=True,
-    )
-    return about | {"split_seed": seed, "wall_s": time.perf_counter() - started}
-
+Row = dict[str, Any]
 
 FEW = [
-    *("models=[gan]", "features.steps=40", "features.defect_steps=0", "generators.gan.steps=100"),
-    *("gain.seeds=2", "gain.tune_seeds=0", "gain.curve=false", "gain.arms=[real_aug,synthetic_gated]"),
+    *("workers=1", "models=[gan]", "features.steps=40", "features.defect_steps=0", "generators.gan.steps=100"),
+    *("classifier.steps=20", "gain.seeds=2", "gain.tune_seeds=0", "gain.curve=false", "gain.arms=[real_aug,synthetic_gated]"),
 ]
 """Settings of a check."""
 
 PAIRS = (
     ("synthetic_gated", "real_aug"),
+    ("synthetic_gated", "synthetic_ungated"),
+    ("synthetic_pool", "pool_labels"),
+    ("synthetic_fixmatch", "fixmatch"),
+    ("synthetic_partner", "transfer"),
     ("synthetic_committee", "real_committee"),
     ("synthetic_trainval", "real_trainval"),
-    ("synthetic_gated", "synthetic_ungated"),
+    ("synthetic_only", "real_committee"),
 )
 
 
-def summary(runs: list[dict]) -> dict:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--splits", type=int, help="how many; 10, or with --sum all that are there")
+    parser.add_argument("--first", type=int, default=0, help="first split seed")
+    parser.add_argument("--recipe", default="digits")
+    parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one if not given")
+    parser.add_argument("--sum", type=Path, metavar="FOLDER", help="run nothing: sum the finished runs FOLDER/split-N")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="two splits of digits-smoke: a check, no result")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    asked = parser.parse_args()
+    recipe, splits = ("digits-smoke", 2) if asked.quick else (asked.recipe, asked.splits or 10)
+    what = {"summed": str(asked.sum)} if asked.sum else {"recipe": recipe}
+    about: Row = {"machine": machine(), "versions": versions("torch", "synthgen"), **what}
+    print("\n".join(f"{key}: {value}" for key, value in (about | about["machine"]).items()), flush=True)
+    if asked.sum:
+        runs = [finished(asked.sum, seed) for seed in there(asked.sum, asked.first, asked.splits)]
+    else:
+        settings = [*(FEW if asked.quick else []), *asked.settings]
+        at_once, threads_each = (2, {"OMP_NUM_THREADS": "1"}) if asked.quick else (1, {})  # a run that counts has all cores
+        with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(at_once) as threads:
+            begin = partial(one, recipe, folder=asked.out or Path(scratch), settings=settings, env=os.environ | threads_each)
+            runs = list(threads.map(begin, range(asked.first, asked.first + splits)))
+    result = about | {"runs": runs, **summary(runs)}
+    show(result)
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def there(folder: Path, first: int, splits: int | None) -> list[int]:
+    """Seeds of the splits that were asked for; without a number, of all from the first on that are finished."""
+    if splits is not None:
+        return list(range(first, first + splits))
+    seeds = sorted(int(path.parent.name.removeprefix("split-")) for path in folder.glob("split-*/verdict.json"))
+    found = [seed for seed in seeds if seed >= first]
+    if not found:
+        sys.exit(f"--sum {folder}: no finished run of a split from {first} on (split-N/verdict.json)")
+    return found
+
+
+def one(recipe: str, seed: int, *, folder: Path, settings: list[str], env: Mapping[str, str]) -> Row:
+    """Runs a split; see `finished`."""
+    started, out = time.perf_counter(), folder / f"split-{seed}"
+    command = [sys.executable, "-m", "synthgen", "run", recipe, "--out", str(out), "--json", f"split.seed={seed}", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        sys.exit(f"split {seed}: {done.stderr.strip().splitlines()[-1]}")
+    about = finished(folder, seed) | {"wall_s": time.perf_counter() - started}
+    kept = {name: f"{gate['kept']} {gate['verdict']}" for name, gate in about["gate"].items()}
+    print(f"split {seed}: {about['verdict']}, {about['best_generator']}, gate {kept}, {about['wall_s']:.0f} s", flush=True)
+    return about
+
+
+def finished(folder: Path, seed: int) -> Row:
+    """verdict.json of a split, with the intervals and the exchange rates that its study found."""
+    out = folder / f"split-{seed}"
+    if not (out / "verdict.json").is_file():
+        sys.exit(f"{out}: no verdict.json; is the run finished?")
+    about = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
+    studied = out / "gain" / "gain.json"
+    study = json.loads(studied.read_text(encoding="utf-8")) if about["arms"] and studied.is_file() else {}
+    exchange = (study.get("curve") or {}).get("exchange", [])
+    return about | {"split_seed": seed, "intervals": study.get("intervals", []), "exchange": exchange}
+
+
+def summary(runs: list[Row]) -> Row:
     """Arm -> mean accuracy and mean difference to the arms that matter, with intervals over the splits that ran it."""
-    studied = [run["arms"] for run in runs if run["arms"]]
+    studied = [run for run in runs if run["arms"]]
     arms = {}
-    for arm in dict.fromkeys(name for run in studied for name in run):
-        ran = [run[arm] for run in studied if arm in run]  # a split may skip one: a partner that is an arm already, say
+    for arm in dict.fromkeys(name for run in studied for name in run["arms"]):
+        rows = [
+            run["arms"][arm] for run in studied if arm in run["arms"]
+        ]  # a split may skip one: a partner that is an arm already
         arms[arm] = {
-            "splits": len(ran),
-            "accuracy": mean_interval(100 * np.array([row["test_accuracy"] for row in ran])),
-            "difference_to_best_real": mean_interval(np.array([row["difference"] for row in ran])),
+            "accuracy": over([[100 * row[key] for key in ("test_accuracy", "low", "high")] for row in rows]),
+            "difference_to_best_real": over([[row[f"difference{key}"] for key in ("", "_low", "_high")] for row in rows]),
         }
-    pairs = {}
-    for a, b in PAIRS:
-        both = [100 * (run[a]["test_accuracy"] - run[b]["test_accuracy"]) for run in studied if a in run and b in run]
-        if both:
-            pairs[f"{a} - {b}"] = mean_interval(np.array(both))
-    best = [row["difference"] for run in studied for row in run.values() if row["best_synthetic"]]
-    if best:
-        pairs["strongest synthetic - strongest real-only, both chosen on val"] = mean_interval(np.array(best))
     verdicts = {verdict: sum(run["verdict"] == verdict for run in runs) for verdict in ("use", "reject", "insufficient evidence")}
     return {
         "arms": arms,
-        "pairs": pairs,
+        "pairs": pairs(studied),
+        "exchange": [each | {"split_seed": run["split_seed"]} for run in studied for each in run["exchange"]],
         "verdicts": verdicts,
-        "wall_s": [run["wall_s"] for run in runs],
+        "wall_s": [run["wall_s"] for run in runs if "wall_s" in run],
         "studied": len(studied),
     }
 
 
-def show(result: dict) -> None:
+def pairs(studied: list[Row]) -> dict[str, Row]:
+    """Pair -> difference in points of test accuracy."""
+    found: dict[str, list[list[float | None]]] = {
+        f"{a} - {b}": [difference(run, a, b) for run in having(studied, a, b)] for a, b in PAIRS
+    }
+    alone = having(studied, "synthetic_only")
+    for what, choose in (("chosen on val", chosen_on_val), ("best on test", best_on_test)):
+        against = [(run, choose(run["arms"])) for run in alone]
+        found[f"synthetic_only - single real-only network, {what}"] = [
+            difference(run, "synthetic_only", arm) for run, arm in against if arm
+        ]
+    best = [row for run in studied for row in run["arms"].values() if row["best_synthetic"]]
+    strongest = [[row["difference"], row["difference_low"], row["difference_high"]] for row in best]
+    found["strongest synthetic - strongest real-only, both chosen on val"] = strongest
+    return {pair: over(each) for pair, each in found.items() if each}
+
+
+def having(studied: list[Row], *arms: str) -> list[Row]:
+    return [run for run in studied if all(arm in run["arms"] for arm in arms)]
+
+
+def difference(run: Row, a: str, b: str) -> list[float | None]:
+    """Points of test accuracy between two arms of a run, with the run's own interval if it compared them."""
+    limits = [[i["low"], i["high"]] for i in run["intervals"] if (i["arm"], i["baseline"]) == (a, b)]
+    return [100 * (run["arms"][a]["test_accuracy"] - run["arms"][b]["test_accuracy"]), *(limits[0] if limits else (None, None))]
+
+
+def single(arms: Row) -> dict[str, Row]:
+    """Arms that are one network on real images."""
+    real = {name: row for name, row in arms.items() if not row["synthetic"] and not row["simulation"] and row["networks"] == 1}
+    return {name: row for name, row in real.items() if recipe_of(row["recipe"]).kind == "network"}
+
+
+def chosen_on_val(arms: Row) -> str | None:
+    judged = {name: row["val_accuracy"] for name, row in single(arms).items() if row["val_accuracy"] is not None}
+    return max(judged, key=judged.__getitem__, default=None)
+
+
+def best_on_test(arms: Row) -> str | None:
+    tested = {name: row["test_accuracy"] for name, row in single(arms).items()}
+    return max(tested, key=tested.__getitem__, default=None)
+
+
+def over(each: list[list[float | None]]) -> Row:
+    """Mean of (value, low, high) over splits with a t interval; of one split its own interval, if it has one."""
+    mean, low, high = mean_interval(np.array([value for value, _, _ in each], float)) if len(each) > 1 else each[0]
+    return {"mean": mean, "low": low, "high": high, "splits": len(each), "interval_over": "splits" if len(each) > 1 else "seeds"}
+
+
+def show(result: Row) -> None:
     """The table, as it goes into the log."""
-    print(
-        f"\n{result['studied']} splits studied; verdicts {result['verdicts']}; median {np.median(result['wall_s']):.0f} s a run\n"
-    )
+    wall = f"; median {np.median(result['wall_s']):.0f} s a run" if result["wall_s"] else ""
+    print(f"\n{result['studied']} splits studied; verdicts {result['verdicts']}{wall}\n")
     print("| arm | splits | test accuracy, % (95% over splits) | minus strongest real-only of its run |\n|---|---|---|---|")
     for arm, row in result["arms"].items():
-        print(f"| {arm} | {row['splits']} | {text(row['accuracy'], '')} | {text(row['difference_to_best_real'])} |")
-    print("\n| pair | points (95% over splits) |\n|---|---|")
-    for pair, interval in result["pairs"].items():
-        print(f"| {pair} | {text(interval)} |")
+        accuracy = row["accuracy"]
+        print(f"| {arm} | {accuracy['splits']} | {text(accuracy, '')} | {text(row['difference_to_best_real'])} |")
+    print("\n| pair | splits | points (95% over splits) |\n|---|---|---|")
+    for pair, row in result["pairs"].items():
+        print(f"| {pair} | {row['splits']} | {text(row)} |")
+    if result["exchange"]:
+        print("\n| split | arm | real images it had | worth as many real images (95%) |\n|---|---|---|---|")
+    for row in result["exchange"]:
+        if row["equivalent"] is not None:
+            low, high = (f"{row[end]:.0f}" if row[end] is not None else "beyond what was measured" for end in ("low", "high"))
+            print(f"| {row['split_seed']} | {row['arm']} | {row['num_real']} | {row['equivalent']:.0f} ({low} to {high}) |")
 
 
-def text(interval: tuple[float, float, float], sign: str = "+") -> str:
-    mean, low, high = interval
-    return f"{mean:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+def text(row: Row, sign: str = "+") -> str:
+    if row["low"] is None:
+        return f"{row['mean']:{sign}.2f} (one split, no interval)"
+    alone = ", over seeds" if row["interval_over"] == "seeds" else ""
+    return f"{row['mean']:{sign}.2f} ({row['low']:{sign}.2f} to {row['high']:{sign}.2f}{alone})"
 
 
 if __name__ == "__main__":
