@@ -65,6 +65,11 @@ class Recipe:
         """Whether it needs networks of `TEACHER` first."""
         return self.unlabelled == "pseudo" or self.soft
 
+    @property
+    def exported(self) -> bool:
+        """Whether its synthetic images are among those that a run exports: those that the gate kept of the chosen generator."""
+        return self.synthetic == "gated" or self.start == "synthetic"
+
 
 SETTINGS = {name: name for name in ("strength", "lr", "alpha", "smoothing", "dropout", "confidence")} | {"decay": "weight_decay"}
 """Dial -> the setting of `models.stacked.Training` that it sets; a share of each batch is none of these."""
@@ -147,8 +152,10 @@ class Arm:
 
     @property
     def judged(self) -> bool:
-        """Whether val can choose it: it was trained on no label of val or hidden one, and the other side has its like."""
-        return self.role not in ("trainval", "classical trainval", "oracle", "active", "large committee")
+        """Whether val can choose it: it was trained on no label of val or hidden one, the other side has its like, and its
+        synthetic images are those that a run exports: nobody gets what was ungated, copied or another generator's."""
+        shipped = not self.synthetic or not self.recipe or recipe_of(self.recipe).exported
+        return shipped and self.role not in ("trainval", "classical trainval", "oracle", "active", "large committee")
 
 
 def _arms(synthetic: bool, **meanings: str) -> dict[str, Arm]:
@@ -324,9 +331,10 @@ def check_sides(names: Sequence[str], left: Sequence[str], because: str = "") ->
     """
     for synthetic, kind, example in (
         (False, "of real images alone", "real_aug"),
-        (True, "with synthetic images", "synthetic_gated"),
+        (True, "with the synthetic images that the gate kept", "synthetic_gated"),
     ):
-        own = [name for name in left if arm_of(name).synthetic == synthetic and arm_of(name).recipe and not arm_of(name).role]
+        fixed = [name for name in left if arm_of(name).recipe and not arm_of(name).role and arm_of(name).judged]
+        own = [name for name in fixed if arm_of(name).synthetic == synthetic]
         if not own:
             left_over = " is left" if because else ""
             raise ConfigError(f"gain.arms: no arm {kind}{left_over} that val can judge{because}; add {example!r}")

@@ -72,7 +72,7 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
     of_groups = {name: np.array([group == name for group in groups]) for name in sorted({g for g in groups if g is not None})}
     classes = class_gains(masks, of_groups, correct[arm], correct[base])
     decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels))
-    decision, reasons = verdict.without(decision, reasons, study.lost)
+    decision, reasons = verdict.without(decision, reasons, study)
     reasons += verdict.losers(classes, decision)
     found = Found(study, rows, {(i.arm, i.baseline): i for i in intervals}, correct, curve, needs, test, setting)
     return GainReport(
@@ -172,6 +172,7 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
         clean=float(right[clean].mean()) if clean.any() else None,
         seconds=round(sum(share) + tuning + teachers, 3),
         device_seconds=round(sum(on_device), 3),
+        drawn=trained[0].drawn,
     )
 
 

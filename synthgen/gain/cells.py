@@ -19,6 +19,7 @@ from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Source, Stack, one_hot
 from synthgen.errors import ConfigError, DataError, TrainingError
 from synthgen.gain import classical
+from synthgen.gain.active import k_center, uncertainty
 from synthgen.gain.arms import SETTINGS, Recipe, recipe_of
 from synthgen.gain.data import StudyData, nested
 from synthgen.models.contrastive import SimCLR
@@ -81,7 +82,8 @@ class Trained:
             the images is kept.
         val: class probabilities of each network on val, float32, shape (s, n, k).
         num_real, num_synthetic: images each was trained on.
-        steps: gradient steps of each, 0 for classical models.
+        steps: gradient steps of each, those before its own training included; 0 for classical models.
+        drawn: images that each drew in all its steps, again and again, labelled or not.
         seconds: wall time of all of them together.
         device_seconds: of a GPU.
         chosen: settings that a classical model's inner search found, or keys that active learning had labelled.
@@ -99,6 +101,7 @@ class Trained:
     chosen: dict[str, Any]
     failure: str = ""
     test: np.ndarray | None = None
+    drawn: int = 0
 
     def to_bytes(self) -> bytes:
         """As safetensors, with a sha256 over everything in it."""
@@ -130,7 +133,7 @@ class Trained:
 TRIED = ("tune", "search")
 """Cells whose networks val compares and nobody keeps."""
 
-_ABOUT = ("num_real", "num_synthetic", "steps", "seconds", "device_seconds", "chosen", "failure")
+_ABOUT = ("num_real", "num_synthetic", "steps", "drawn", "seconds", "device_seconds", "chosen", "failure")
 
 
 def _sha256(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
@@ -190,18 +193,18 @@ def train_cell(cell: Cell, setting: Setting, teach: Teach | None) -> Trained:
         found = _classical(cell, recipe, setting, data.val.images)
         val, counts = np.stack([predicted for predicted, _ in found]), _counts(recipe, data)
         return Trained({}, val, *counts, 0, time.perf_counter() - started, 0.0, {"settings": [chosen for _, chosen in found]})
-    module, num_real, num_synthetic, chosen = _trained(cell, recipe, setting, teach)
+    module, num_real, num_synthetic, chosen, spent = _trained(cell, recipe, setting, teach)
     val = stacked_probabilities(module.network, data.val.images, setting.device, **_chunk(recipe, data))
     own = {} if cell.extra in TRIED else _weights(module.network)
     seconds = time.perf_counter() - started
     on_gpu = seconds if setting.device == "cuda" else 0.0
-    return Trained(own, val, num_real, num_synthetic, setting.classifier.steps, seconds, on_gpu, chosen)
+    return Trained(own, val, num_real, num_synthetic, spent.steps, seconds, on_gpu, chosen, drawn=spent.drawn)
 
 
 def _trained(
     cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
-) -> tuple[StackedClassifier, int, int, dict[str, Any]]:
-    """The trained networks, how many real and synthetic images they saw, and what was chosen on the way."""
+) -> tuple[StackedClassifier, int, int, dict[str, Any], Spent]:
+    """The trained networks, how many real and synthetic images they saw, what was chosen on the way, and its length."""
     data, chosen = setting.data, {}
     if cell.extra.startswith("active"):
         assert teach is not None
@@ -211,18 +214,21 @@ def _trained(
         num_real, num_synthetic = len(data.train) + len(rows[0]), 0
     else:
         sources, num_real, num_synthetic = sources_of(cell, recipe, setting, teach)
-    module = _module(cell, recipe, setting)
-    _fit(module, sources, cell, setting, setting.classifier.steps)
-    return module, num_real, num_synthetic, chosen
+    module, before = _module(cell, recipe, setting)
+    spent = _fit(module, sources, cell, setting, setting.classifier.steps - (recipe.start == "synthetic") * before.steps)
+    return module, num_real, num_synthetic, chosen, Spent(before.steps + spent.steps, before.drawn + spent.drawn)
 
 
-def _module(cell: Cell, recipe: Recipe, setting: Setting) -> StackedClassifier:
-    """The networks of a cell before their training."""
-    data = setting.data
-    given = (setting.classifier, data.spec, _streams(cell), setting.augment, training_of(cell, recipe))
+def _module(cell: Cell, recipe: Recipe, setting: Setting) -> tuple[StackedClassifier, Spent]:
+    """The networks of a cell before their training, and what they had of it already."""
+    data, config = setting.data, setting.classifier
+    start, spent = _start(cell, recipe, setting)
+    if recipe.start == "synthetic":
+        config = config.model_copy(update={"steps": config.steps - spent.steps})
+    given = (config, data.spec, _streams(cell), setting.augment, training_of(cell, recipe))
     if recipe.start == "transfer" and data.transformer is not None:
-        return FineTuned(data.transformer, *given)
-    return StackedClassifier(*given, _start(cell, recipe, setting))
+        return FineTuned(data.transformer, *given), spent
+    return StackedClassifier(*given, start), spent
 
 
 def _weights(network: SideBySide) -> dict[str, np.ndarray]:
@@ -408,60 +414,49 @@ def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
                 new = left[k_center(guesses[i][left], centres, count)]
             else:
                 draws = stream(network.stream, "gain/acquire", number)
-                new = left[np.argsort(-_uncertainty(guesses[i][left], criterion, draws), kind="stable")[:count]]
+                new = left[np.argsort(-uncertainty(guesses[i][left], criterion, draws), kind="stable")[:count]]
             chosen[i] = np.concatenate([chosen[i], new])
     return chosen
 
 
-def _uncertainty(guess: np.ndarray, criterion: str, draws: np.random.Generator) -> np.ndarray:
-    if criterion == "margin":
-        two = np.sort(guess, axis=1)[:, -2:]
-        return two[:, 0] - two[:, 1]
-    if criterion == "entropy":
-        return -(guess * np.log(np.clip(guess, 1e-12, 1))).sum(1)
-    return draws.random(len(guess))
+class Spent(NamedTuple):
+    """How long each network of a cell was trained: gradient steps, and images drawn in them."""
+
+    steps: int
+    drawn: int
 
 
-def k_center(points: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
-    """Rows of `points` that greedily cover them: each the farthest from the centres so far (Sener & Savarese 2018)."""
-    nearest = np.full(len(points), np.inf)
-    for centre in centres:
-        nearest = np.minimum(nearest, ((points - centre) ** 2).sum(1))
-    chosen: list[int] = []
-    for _ in range(min(number, len(points))):
-        chosen.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, ((points - points[chosen[-1]]) ** 2).sum(1))
-        nearest[chosen] = -1
-    return np.array(chosen, dtype=np.int64)
+def _start(cell: Cell, recipe: Recipe, setting: Setting) -> tuple[list[Mapping[str, torch.Tensor]] | None, Spent]:
+    """The weights that each network starts from, None for fresh ones, and their training.
 
-
-def _start(cell: Cell, recipe: Recipe, setting: Setting) -> list[Mapping[str, torch.Tensor]] | None:
-    """The weights that each network starts from, None for fresh ones."""
+    Synthetic images have the first half of a network's steps, so that it takes as many as every other.
+    """
     data, s = setting.data, len(cell.networks)
     if recipe.start == "transfer":
-        assert data.pretrained is not None
-        return [data.pretrained] * s
+        return None if data.transformer is not None else [data.pretrained or {}] * s, Spent(0, 0)
     if recipe.start == "simclr":
         config = setting.classifier.model_copy(update={"steps": setting.gain.pretrain_steps})
         images = _without_labels(recipe, data)
         blank = np.zeros((len(images), data.spec.num_classes), np.float32)
         sources = [Source.shared(images, blank, s, min(2 * config.batch_size, len(images)))]
         simclr = SimCLR(config, data.spec, _streams(cell), setting.augment)
-        _fit(simclr, sources, cell, setting, config.steps)
+        spent = _fit(simclr, sources, cell, setting, config.steps)
         body = [simclr.network.get(i) for i in range(s)]
-        return [{name: value for name, value in each.items() if not name.startswith("head.")} for each in body]
+        return [{name: value for name, value in each.items() if not name.startswith("head.")} for each in body], spent
     if recipe.start == "synthetic":
         batch = data.gated
         sources = [Source.shared(batch.images, one_hot(batch.labels, data.spec.num_classes), s, setting.classifier.batch_size)]
-        module = StackedClassifier(setting.classifier, data.spec, _streams(cell), setting.augment, Training())
-        _fit(module, sources, cell, setting, setting.classifier.steps)
-        return [module.network.get(i) for i in range(s)]
-    return None
+        config = setting.classifier.model_copy(update={"steps": setting.classifier.steps // 2})
+        module = StackedClassifier(config, data.spec, _streams(cell), setting.augment, Training())
+        spent = _fit(module, sources, cell, setting, config.steps)
+        return [module.network.get(i) for i in range(s)], spent
+    return None, Spent(0, 0)
 
 
-def _fit(module: Any, sources: list[Source], cell: Cell, setting: Setting, steps: int) -> None:
+def _fit(module: Any, sources: list[Source], cell: Cell, setting: Setting, steps: int) -> Spent:
     stack = Stack(sources, _streams(cell), setting.device)
     fit(module, stack, steps=steps, seed=0, task=cell.name, progress=Silent(), device=setting.device)
+    return Spent(steps, steps * sum(source.count for source in sources))
 
 
 def _streams(cell: Cell) -> list[int]:

@@ -274,7 +274,7 @@ def _searched(study: Study, setting: Setting, train: Train) -> list[str]:
 
 def _choose_single(study: Study, setting: Setting) -> None:
     for synthetic in (False, True):
-        arms = [arm for arm in study.votes if arm_of(arm).synthetic == synthetic and arm_of(arm).role in SINGLE]
+        arms = [arm for arm in study.votes if arm_of(arm).synthetic == synthetic and stands(arm)]
         if not arms:
             kind = "with synthetic images" if synthetic else "of real images alone"
             raise TrainingError(
@@ -297,11 +297,16 @@ def _best_single(study: Study, setting: Setting, synthetic: bool, kind: Literal[
         arm
         for arm in study.votes
         if arm_of(arm).synthetic == synthetic
-        and arm_of(arm).role in SINGLE
+        and stands(arm)
         and (recipe_of(study.recipes[arm]).kind == "network") == (kind == "network")
         and recipe_of(study.recipes[arm]).labelled != "none"
     ]
     return _strongest(study, setting, arms) if arms else ""
+
+
+def stands(arm: str) -> bool:
+    """Whether an arm is one network or classical model that val can choose."""
+    return arm_of(arm).role in SINGLE and arm_of(arm).judged
 
 
 def _strongest(study: Study, setting: Setting, arms: Sequence[str]) -> str:

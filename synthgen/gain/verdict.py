@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from synthgen.gain.arms import arm_of
+from synthgen.gain.arms import SINGLE, arm_of, recipe_of
 from synthgen.types import ClassGain, Control, Interval, Verdict
 
 if TYPE_CHECKING:
     from synthgen.gain.assess import Found
+    from synthgen.gain.study import Study
 
 
 def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -> tuple[Verdict, tuple[str, ...]]:
@@ -53,13 +54,31 @@ def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -
     return "insufficient evidence", tuple(reasons)
 
 
-def without(decision: Verdict, reasons: tuple[str, ...], lost: Sequence[str]) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict where training failed of arms on all labelled images: without them a gain isn't shown."""
-    missing = [arm for arm in lost if arm.endswith("trainval")]
-    if not missing:
-        return decision, reasons
-    why = f"training of {' and '.join(missing)} failed, so that a gain on all labelled images isn't known"
-    return "insufficient evidence" if decision == "use" else decision, (*reasons, why)
+NEEDED = {
+    "all labelled images": ("real_trainval", "synthetic_trainval"),
+    "a committee of real-only networks": ("real_committee", "synthetic_committee"),
+}
+"""What a gain has to be shown against before anybody is told to use it, and the arms that show it."""
+
+
+def without(decision: Verdict, reasons: tuple[str, ...], study: Study) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict where arms weren't trained, or not asked for, that "use" can't do without: then it isn't given.
+
+    Those are the arms on all labelled images, the committees, and one real-only network on augmented images.
+    """
+    unknown = []
+    for what, arms in NEEDED.items():
+        missing = [arm for arm in arms if arm not in study.votes]
+        unasked = [arm for arm in missing if arm not in study.skipped]
+        if unasked and decision == "use":
+            unknown.append(f"a gain over {what} isn't known: add {' and '.join(unasked)} to gain.arms")
+        lost = [f"{arm}: {study.skipped[arm]}" for arm in missing if arm in study.skipped]
+        if lost and (decision == "use" or any(arm in study.lost for arm in missing)):
+            unknown.append(f"a gain over {what} isn't known: {'; '.join(lost)}")
+    real = [recipe_of(study.recipes[arm]) for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).role in SINGLE]
+    if decision == "use" and not any(recipe.kind == "network" and recipe.policy for recipe in real):
+        unknown.append("no real-only network was trained on augmented images; add real_aug to gain.arms")
+    return "insufficient evidence" if unknown and decision == "use" else decision, (*reasons, *unknown)
 
 
 def losers(classes: Sequence[ClassGain], decision: Verdict) -> tuple[str, ...]:
@@ -137,7 +156,7 @@ def controls(found: Found, decisive: Sequence[tuple[str, str]]) -> tuple[Control
     """What a sceptic asks: more labels, more steps, copies, a teacher's doing, leakage, luck, cost."""
     return (
         _equal_information(found),
-        _equal_steps(found),
+        _equal_steps(found, decisive),
         _copies(found),
         _teacher(found),
         _near_duplicates(found, decisive[0]),
@@ -173,14 +192,20 @@ def _equal_information(found: Found) -> Control:
     return Control(question, _said(i), i.low <= 0)
 
 
-def _equal_steps(found: Found) -> Control:
-    steps = {row.steps for row in found.rows if row.steps}
-    answer = f"every network was trained for {', '.join(map(str, sorted(steps))) or 'no'} steps"
-    before = [arm for arm in ("simclr", "synthetic_pretrain") if arm in found.correct]
-    more = [arm for arm in ("fixmatch", "synthetic_fixmatch") if arm in found.correct]
-    answer += f"; {' and '.join(before)} had pre-training beside" if before else ""
-    answer += f"; {' and '.join(more)} saw unlabelled images in the same steps" if more else ""
-    return Control("Do both sides train as long?", answer, len(steps) > 1)
+def _equal_steps(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
+    """Rings where a synthetic arm that decides took more steps, or drew more images, than every real-only one that decides."""
+    spent = {row.arm: (row.steps, row.drawn) for row in found.rows if row.steps}
+    lengths: dict[tuple[int, int], list[str]] = {}
+    for arm, length in spent.items():
+        lengths.setdefault(length, []).append(arm)
+    usual = max(lengths, key=lambda length: len(lengths[length]), default=(0, 0))
+    answer = f"every network took {usual[0]:,} steps and drew {usual[1]:,} images in them"
+    others = [f"{' and '.join(arms)} {n:,} steps and {d:,} images" for (n, d), arms in lengths.items() if (n, d) != usual]
+    answer += f", but {'; '.join(others)} (those before its own training included)" if others else ""
+    rivals = [spent[base] for _, base in decisive if base in spent]
+    ours = [spent[arm] for arm, base in decisive if arm in spent and base in spent]
+    longer = any(max(mine) > max(theirs) for mine, theirs in zip(zip(*ours, strict=True), zip(*rivals, strict=True), strict=True))
+    return Control("Do both sides train as long?", answer, longer)
 
 
 def _stand_in(found: Found) -> Control:

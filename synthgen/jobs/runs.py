@@ -24,7 +24,7 @@ from synthgen.jobs.pools import label_pool
 from synthgen.jobs.real import Split, audit, open_or_make_split, write_config
 from synthgen.jobs.reports import make_report
 from synthgen.shards import manifest
-from synthgen.types import GainReport, GateReport, Progress, Silent, Verdict
+from synthgen.types import MAKING, GainReport, GateReport, Progress, Silent, Verdict
 from synthgen.workers import Pool
 
 VERDICT_SCHEMA = "synthgen.verdict/1"
@@ -111,9 +111,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         if chosen is not None:
             others = [name for name in config.models if name != chosen] if config.gain.study == "full" else []
             judged = [Judged.of(order, split, name, *folders[name]) for name in (chosen, *others)]
-            made = sum(storage.seconds(out / stage / chosen) for stage in ("train", "candidates", "gate"))
-            made += storage.seconds(out / "pool") if config.pool.train else 0.0
-            made += storage.seconds(out / "features")
+            made = sum(seconds for stage, seconds in _seconds(out).items() if stage.split("/")[0] in MAKING)
             contest = Contest.of(order, split, judged[0], judged[1:], out / "features", made)
             report = gain(order, contest, out / "gain", pool)
         gates: dict[str, GateReport] = {m: load_gate(out / "gate" / m) for m in config.models}

@@ -9,7 +9,7 @@ from typing import Any
 from synthgen.report import charts
 from synthgen.report.evidence import Evidence
 from synthgen.report.wording import MINUS, words
-from synthgen.types import ClassGain, GainReport, Interval, LearningCurve
+from synthgen.types import MAKING, ClassGain, GainReport, Interval, LearningCurve
 
 CLASSES_SHOWN = 60
 """Classes and groups in the table; the page says how many there are."""
@@ -19,8 +19,6 @@ SOURCES = {
     "train and val": "train, val added",
     "hidden labels": "simulation with hidden labels",
 }
-MAKING = ("train", "candidates", "gate")
-"""Stages that a generator's samples cost, beside the networks of the gate."""
 
 
 def gain_view(evidence: Evidence) -> dict[str, Any] | None:
@@ -79,11 +77,11 @@ def arms(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def made_in_s(evidence: Evidence) -> float:
-    """Seconds of generator, samples and gate of the generator that was studied; 0 where somebody else made the images."""
-    best = evidence.verdict.get("best_generator")
-    if f"train/{best}" not in evidence.seconds:
+    """Seconds of the generators, those that weren't chosen too, of their samples and the gate; 0 where somebody else made
+    the images."""
+    if f"train/{evidence.verdict.get('best_generator')}" not in evidence.seconds:
         return 0.0
-    return sum(evidence.seconds.get(stage, 0.0) for stage in (*(f"{making}/{best}" for making in MAKING), "features"))
+    return sum(seconds for stage, seconds in evidence.seconds.items() if stage.split("/")[0] in MAKING)
 
 
 def forest_view(evidence: Evidence, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -3,7 +3,18 @@
 A record that lands on disk has a JSON form (`to_json`, `from_json`) that carries its schema and version.
 """
 
-from synthgen.types.gain import ClassGain, Control, CurvePoint, Exchange, GainReport, GainRow, Interval, LearningCurve, Scores
+from synthgen.types.gain import (
+    MAKING,
+    ClassGain,
+    Control,
+    CurvePoint,
+    Exchange,
+    GainReport,
+    GainRow,
+    Interval,
+    LearningCurve,
+    Scores,
+)
 from synthgen.types.gate import ClassFidelity, GateReport, Metric, Planted, Selection
 from synthgen.types.images import Batch, DatasetSpec, FeatureSet
 from synthgen.types.progress import Progress, Silent
@@ -11,6 +22,7 @@ from synthgen.types.record import UNLABELLED, GateDecision, Record, Verdict
 from synthgen.types.shards import ExportFile, Provenance, SampleInfo, Shard, ShardManifest
 
 __all__ = [
+    "MAKING",
     "UNLABELLED",
     "Batch",
     "ClassFidelity",

@@ -7,6 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from synthgen.types.record import Record, Verdict
 
+MAKING = ("pool", "features", "train", "candidates", "gate", "select")
+"""Stages of a run that its samples cost: the labels of the pool, the gate's networks, every generator (those that weren't
+chosen too) with its samples and gate, and the choice among them."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -39,7 +43,8 @@ class GainRow:
         arm: name of the arm.
         seed: of the classifier.
         num_real, num_synthetic: images it was trained on.
-        steps: gradient steps of each of its networks, 0 for a classical model.
+        steps: gradient steps of each of its networks, those before its own training included; 0 for a classical model.
+        drawn: images that each of its networks drew in those steps, again and again, labelled or not.
         networks: how many networks vote.
         val: on val; None where val was trained on.
         test: on the locked test split.
@@ -59,6 +64,7 @@ class GainRow:
     clean: float | None
     seconds: float
     device_seconds: float
+    drawn: int = 0
 
 
 @dataclass(frozen=True)

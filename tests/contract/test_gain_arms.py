@@ -147,6 +147,7 @@ def test_arms_that_saw_val_or_hidden_labels_are_not_judged_on_val():
     assert unjudged == {
         *("real_trainval", "synthetic_trainval", "oracle", "real_committee_large", "classical_trainval"),
         *("active_random", "active_margin", "active_entropy", "active_kcenter"),
+        *("synthetic_ungated", "synthetic_with_copies"),  # nobody gets those images
     }
 
 
@@ -184,7 +185,7 @@ def test_another_generators_recipe_is_that_of_the_gated_images():
     assert recipe_of("generator_gan") == replace(RECIPES["synthetic_gated"], synthetic="gan")
     arm = arm_of("generator_gan")
     assert arm.synthetic
-    assert arm.judged
+    assert not arm.judged, "the run exports the images of the generator that was chosen"
     assert "gan" in arm.meaning
     assert recipe_of(arm.recipe).synthetic == "gan"
 
@@ -206,18 +207,20 @@ def test_the_studys_own_arms_unless_asked():
 
 def test_arms_asked_for_come_in_the_tables_order():
     assert check_arms(["synthetic_gated", "real_aug", "real"], "full") == ("real", "real_aug", "synthetic_gated")
-    asked = ["generator_gan", "real_aug"]
-    assert check_arms(asked, "quick", ["gan"]) == ("real_aug", "generator_gan")
-    assert check_arms(asked, "quick", ["vae"]) == ("real_aug", "generator_gan"), "kept, to be skipped with its reason"
+    asked = ["generator_gan", "real_aug", "synthetic_gated"]
+    assert check_arms(asked, "quick", ["gan"]) == ("real_aug", "synthetic_gated", "generator_gan")
+    assert check_arms(asked, "quick", ["vae"]) == ("real_aug", "synthetic_gated", "generator_gan"), "kept, to be skipped"
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         (["real_agu", "synthetic_gated"], "no arm 'real_agu'; did you mean 'real_aug'.*`synthgen arms` lists them"),
-        (["real_aug"], "no arm with synthetic images that val can judge; add 'synthetic_gated'"),
-        (["real_aug", "synthetic_committee"], "no arm with synthetic images that val can judge"),
-        (["real_aug", "synthetic_trainval"], "no arm with synthetic images that val can judge"),
+        (["real_aug"], "no arm with the synthetic images that the gate kept that val can judge; add 'synthetic_gated'"),
+        (["real_aug", "synthetic_committee"], "no arm with the synthetic images that the gate kept that val can judge"),
+        (["real_aug", "synthetic_trainval"], "no arm with the synthetic images that the gate kept that val can judge"),
+        (["real_aug", "synthetic_ungated"], "no arm with the synthetic images that the gate kept that val can judge"),
+        (["real_aug", "generator_gan"], "no arm with the synthetic images that the gate kept that val can judge"),
         (["synthetic_gated"], "no arm of real images alone that val can judge; add 'real_aug'"),
         (["real_committee", "real_searched", "synthetic_gated"], "no arm of real images alone that val can judge"),
         (["oracle", "active_margin", "synthetic_gated"], "no arm of real images alone that val can judge"),

@@ -15,13 +15,13 @@ from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Stack, one_hot
 from synthgen.errors import CheckpointError
 from synthgen.gain import cells
+from synthgen.gain.active import k_center
 from synthgen.gain.arms import RECIPES, TEACHER, recipe_of, searched
 from synthgen.gain.cells import (
     Cell,
     Network,
     Setting,
     Trained,
-    k_center,
     predict,
     sources_of,
     stack_of,
@@ -313,13 +313,14 @@ def test_a_transfer_starts_from_the_given_weights(setting):
 @pytest.mark.parametrize("name", ["simclr", "synthetic_pretrain"])
 def test_pre_training_changes_where_training_starts(setting, name):
     none = replace(setting, classifier=setting.classifier.model_copy(update={"lr": 1e-12, "weight_decay": 0.0}))
-    before = cells._start(cell_of(name), RECIPES[name], setting)
+    before, spent = cells._start(cell_of(name), RECIPES[name], setting)
     assert before is not None
+    assert spent.steps == {"simclr": 3, "synthetic_pretrain": 2}[name], "half of a network's steps, but for SimCLR"
     assert ("head.weight" in before[0]) == (name == "synthetic_pretrain"), "SimCLR knows no classes"
-    assert cells._start(cell_of("real_aug"), RECIPES["real_aug"], setting) is None
+    assert cells._start(cell_of("real_aug"), RECIPES["real_aug"], setting) == (None, (0, 0))
     fresh = weights(train_cell(cell_of("real_aug"), none, None), none, 0)
     assert not np.allclose(before[0]["stages.0.weight"], fresh["stages.0.weight"], atol=1e-3)
-    again = cells._start(cell_of(name), RECIPES[name], setting)
+    again, _ = cells._start(cell_of(name), RECIPES[name], setting)
     assert all(np.array_equal(before[1][k], again[1][k]) for k in before[1])
 
 

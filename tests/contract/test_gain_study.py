@@ -215,10 +215,23 @@ def test_without_tuning_every_dial_stands_in_the_middle(setting):
 
 @pytest.mark.parametrize(("aug", "mixup", "best"), [(50, 40, "real_aug"), (40, 50, "real_mixup")])
 def test_the_strongest_of_each_side_is_chosen_on_val(setting, aug, mixup, best):
-    arms = ("real_aug", "real_mixup", "synthetic_gated", "synthetic_ungated")
-    study = done(arms, setting, Fake(by_recipe(real_aug=aug, real_mixup=mixup, synthetic_ungated=45)))
+    arms = ("real_aug", "real_mixup", "synthetic_gated", "synthetic_pool")
+    study = done(arms, setting, Fake(by_recipe(real_aug=aug, real_mixup=mixup, synthetic_pool=45)))
     assert study.best_real == study.single_real == best
-    assert study.best_synthetic == study.single_synthetic == "synthetic_ungated"
+    assert study.best_synthetic == study.single_synthetic == "synthetic_pool"
+
+
+@pytest.mark.parametrize("control", ["synthetic_ungated", "synthetic_with_copies", "generator_gan"])
+def test_only_images_that_are_exported_make_the_synthetic_side(setting, control):
+    """Val prefers images that the gate dropped, or that another generator made: they are shown, and nothing is made of them."""
+    arms = ("real_aug", "synthetic_gated", control, "synthetic_partner", "synthetic_committee", "synthetic_trainval")
+    study = done(arms, setting, Fake(by_recipe(**{control: 60})))
+    assert control in study.votes
+    assert study.best_synthetic in ("synthetic_gated", "synthetic_partner", "synthetic_committee")
+    assert study.single_synthetic in ("synthetic_gated", "synthetic_partner")
+    assert not {cell.recipe.removesuffix("@all") for cell in study.trained if cell.extra == ""} & {f"{control}@all"}
+    assert study.recipes["synthetic_committee"] == study.recipes[study.single_synthetic]
+    assert study.recipes["synthetic_trainval"] == f"{study.recipes[study.single_synthetic]}@all"
 
 
 def test_a_tie_goes_to_the_smaller_loss_and_then_to_the_earlier_arm(setting):
@@ -339,7 +352,7 @@ def test_a_partner_that_is_an_arm_already_is_not_trained_again(setting, best, kn
 
 
 def test_a_partner_that_would_be_an_arm_which_is_not_run_is_trained(setting):
-    study = done(("real_aug", "synthetic_ungated", "synthetic_partner"), setting)
+    study = done(("real_aug", "synthetic_1x", "synthetic_partner"), setting)
     assert study.recipes["synthetic_partner"] == "real_aug=0.5+synthetic"
     assert "synthetic_partner" in study.votes
 
@@ -399,7 +412,9 @@ def test_a_study_without_a_side_is_refused_before_any_training(setting):
     with pytest.raises(ConfigError, match=r"no arm of real images alone is left .*'transfer' can't run: needs pre-trained"):
         done(("transfer", "synthetic_gated"), lacking, fake)
     few = replace(setting, data=replace(setting.data, gated=images(20, "gated")))
-    with pytest.raises(ConfigError, match=r"no arm with synthetic images is left .*'synthetic_10x' can't run"):
+    with pytest.raises(
+        ConfigError, match=r"no arm with the synthetic images that the gate kept is left .*'synthetic_10x' can't run"
+    ):
         done(("real_aug", "synthetic_10x"), few, fake)
     assert fake.rounds == []
 

@@ -26,6 +26,8 @@ from tests.conftest import blank_study
 NUM_VAL, NUM_TEST = 60, 900
 SEEDS = 5
 PAIR = ("real_aug", "synthetic_gated")
+WHOLE = (*PAIR, "real_committee", "synthetic_committee", "real_trainval", "synthetic_trainval")
+"""The fewest arms that "use" can come of."""
 CONFIG = GainConfig(seeds=SEEDS, committee=2, large_committee=3, tune_seeds=2, together=10, curve=False, acquire=6)
 
 
@@ -53,7 +55,15 @@ def conducted(arms: Sequence[str], setting: Setting, on_val: Mapping[str, int]) 
         synthetic = {cell: 126 * cell.recipe.startswith("synthetic") for cell in cells}
         return {
             cell: Trained(
-                {}, np.stack([one(cell, n) for n in cell.networks]), 12, synthetic[cell], 300, 2.0 * len(cell.networks), 0.5, {}
+                {},
+                np.stack([one(cell, n) for n in cell.networks]),
+                12,
+                synthetic[cell],
+                300,
+                2.0 * len(cell.networks),
+                0.5,
+                {},
+                drawn=9600,
             )
             for cell in cells
         }
@@ -169,24 +179,48 @@ def test_who_loses_is_named_whatever_the_whole_does():
     ("synthetic", "verdict"), [(0.80, "use"), (0.55, "reject"), (0.708, "insufficient evidence")], ids=lambda value: str(value)
 )
 def test_planted_gains_are_judged(setting, synthetic, verdict):
-    report = reported(setting, synthetic=synthetic)
+    report = reported(setting, WHOLE, synthetic=synthetic)
     assert report.verdict == verdict
-    assert report.decisive == (("synthetic_gated", "real_aug"),)
-    (found,) = report.intervals
+    assert report.decisive[0] == ("synthetic_gated", "real_aug")
+    found = next(i for i in report.intervals if (i.arm, i.baseline) == report.decisive[0])
     assert found.difference == pytest.approx(100 * (synthetic - 0.7), abs=2)
     assert found.seeds == SEEDS
     assert any("it harms" in reason for reason in report.reasons) == (verdict == "reject")
 
 
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (("real_committee",), "a committee of real-only networks isn't known: add real_committee to gain.arms"),
+        (("real_trainval", "synthetic_trainval"), "all labelled images isn't known: add real_trainval and synthetic_trainval to"),
+        (("synthetic_trainval",), "all labelled images isn't known: add synthetic_trainval to gain.arms"),
+        (("real_aug",), "no real-only network was trained on augmented images; add real_aug to gain.arms"),
+    ],
+)
+def test_use_needs_the_arms_that_could_refute_it(setting, without, said):
+    """However large the gain: who didn't ask isn't told yes."""
+    assert reported(setting, ("real", *WHOLE), on_val={"real": 30}).verdict == "use"
+    report = reported(setting, [arm for arm in ("real", *WHOLE) if arm not in without], on_val={"real": 30})
+    assert report.verdict == "insufficient evidence"
+    assert any(said in reason for reason in report.reasons), report.reasons
+    harmful = reported(setting, [arm for arm in ("real", *WHOLE) if arm not in without], synthetic=0.4)
+    assert harmful.verdict == "reject"
+    assert not any("add real" in reason for reason in harmful.reasons)
+
+
 def test_a_gain_over_the_strongest_is_not_enough_if_val_may_have_chosen_wrongly(setting):
     """val prefers real_aug by two images of 60; on test real_mixup is better than it and than the synthetic arm."""
-    arms = ("real_aug", "real_mixup", "synthetic_gated")
+    arms = (*WHOLE, "real_mixup")
     share = {"real_aug": 0.6, "real_mixup": 0.9, "synthetic_gated": 0.8}
-    report = reported(setting, arms, right=lambda cell: share[cell.recipe], on_val={"real_aug": 42})
+
+    def right(cell: Cell) -> float:
+        return share[cell.recipe.removesuffix("@all")]
+
+    report = reported(setting, arms, right=right, on_val={"real_aug": 42})
     assert report.best_real == "real_aug"
-    assert report.decisive == (("synthetic_gated", "real_aug"), ("synthetic_gated", "real_mixup"))
+    assert {("synthetic_gated", "real_aug"), ("synthetic_gated", "real_mixup")} <= set(report.decisive)
     assert report.verdict == "reject"
-    told = reported(setting, arms, right=lambda cell: share[cell.recipe], on_val={"real_aug": 59, "real_mixup": 10})
+    told = reported(setting, arms, right=right, on_val={"real_aug": 59, "real_mixup": 10})
     assert told.verdict == "use", "an arm that val has clearly refused doesn't count"
 
 
@@ -211,7 +245,7 @@ def test_a_committee_is_compared_with_a_committee(setting):
 
 def test_more_labels_must_be_beaten_too(setting):
     """A gain over train alone that is gone where val is trained on as well."""
-    arms = (*PAIR, "real_trainval", "synthetic_trainval")
+    arms = WHOLE
     share = {"real_aug": 0.7, "synthetic_gated": 0.8, "real_aug@all": 0.9, "synthetic_gated@all": 0.85}
     report = reported(setting, arms, right=lambda cell: share[cell.recipe])
     assert report.verdict == "reject"
@@ -290,14 +324,14 @@ def test_intervals_are_against_the_strongest_and_corrected_for_their_number(sett
 def test_a_class_and_a_group_that_lose_are_warned_of(setting):
     """Whoever gains on the whole but loses one class, or the images taken at night."""
     test = Locked(images(NUM_TEST, "test"), ["night" if i % 9 == 1 else "day" for i in range(NUM_TEST)])
-    study = conducted(PAIR, setting, {})
+    study = conducted(WHOLE, setting, {})
     found = {}
     for cell in study.trained:
         each = []
         for network in cell.networks:
             lucky = np.random.default_rng(network.seed).random(NUM_TEST) < 0.9
             number = np.arange(NUM_TEST)
-            hard = (number % 9 == 1) | (number % 12 == 2) if cell.recipe == "synthetic_gated" else test.images.labels == 0
+            hard = (number % 9 == 1) | (number % 12 == 2) if cell.recipe.startswith("synthetic") else test.images.labels == 0
             right = lucky & ~hard
             each.append(predicted(right, test.images.labels))
         found[cell] = np.stack(each)
@@ -322,15 +356,24 @@ def question(report: GainReport, said: str):
 
 
 def test_equal_steps_and_unequal_ones(setting):
-    assert question(reported(setting), "train as long").answer == "every network was trained for 300 steps"
-    assert "simclr had pre-training beside" in question(reported(setting, ("simclr", *PAIR)), "train as long").answer
-    study = conducted(PAIR, setting, {})
-    longer = next(cell for cell in study.trained if cell.recipe == "synthetic_gated")
-    study.trained[longer] = replace(study.trained[longer], steps=600)
+    equal = question(reported(setting), "train as long")
+    assert (equal.alarm, equal.answer) == (False, "every network took 300 steps and drew 9,600 images in them")
     test = Locked(images(NUM_TEST, "test"))
-    unequal = question(assess(study, planted(study, test.images, lambda cell: 0.7), test, setting), "train as long")
-    assert unequal.alarm
-    assert unequal.answer == "every network was trained for 300, 600 steps"
+
+    def control(arms: Sequence[str], **longer: tuple[int, int]):
+        study = conducted(arms, setting, {})
+        for cell in [cell for cell in study.trained if cell.recipe in longer]:
+            steps, drawn = longer[cell.recipe]
+            study.trained[cell] = replace(study.trained[cell], steps=steps, drawn=drawn)
+        return question(assess(study, planted(study, test.images, lambda cell: 0.7), test, setting), "train as long")
+
+    more_steps = control(WHOLE, synthetic_gated=(600, 9600))
+    assert more_steps.alarm
+    assert "but synthetic_gated and synthetic_committee 600 steps and 9,600 images" in more_steps.answer
+    assert control(WHOLE, synthetic_gated=(300, 19200)).alarm, "as many steps of larger batches"
+    rival = control((*WHOLE, "fixmatch"), synthetic_gated=(300, 19200), fixmatch=(300, 19200))
+    assert not rival.alarm, "a real-only arm that may be the strongest drew as many"
+    assert not control(WHOLE, real_aug=(600, 19200)).alarm, "the real-only side may train longer"
 
 
 @pytest.mark.parametrize(("with_copies", "alarm"), [(0.9, True), (0.8, False), (0.7, False)])
@@ -359,10 +402,10 @@ def test_a_gain_by_the_teacher_is_an_alarm(setting, distilled, alarm):
 def test_a_gain_that_near_duplicates_make_is_an_alarm(setting):
     """300 test images have a twin in train, and the synthetic arm is right on all of them, and worse on the rest."""
     test = Locked(images(NUM_TEST, "test"), near=frozenset(f"test-{i:03d}" for i in range(300)))
-    study = conducted(PAIR, setting, {})
-    found = planted(study, test.images, lambda cell: 0.65 if cell.recipe == "synthetic_gated" else 0.7)
+    study = conducted(WHOLE, setting, {})
+    found = planted(study, test.images, lambda cell: 0.65 if cell.recipe.startswith("synthetic") else 0.7)
     for cell in found:
-        if cell.recipe == "synthetic_gated":
+        if cell.recipe.startswith("synthetic"):
             found[cell][:, :300] = predicted(np.ones(300, bool), test.images.labels[:300])
     report = assess(study, found, test, setting)
     assert report.verdict == "use"
