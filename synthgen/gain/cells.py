@@ -300,9 +300,6 @@ def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
         assert data.pool_labels is not None
         pool, labels = data.pool_labels.images, one_hot(data.pool_labels.labels, classes)
         shares.append((0.5 if shares else dialled, lambda n: Source.shared(pool, labels, s, n), len(pool)))
-    if cell.extra == "oracle":
-        more = data.simulated
-        shares.append((0.5, lambda n: Source.shared(more.images, one_hot(more.labels, classes), s, n), len(more)))
     sources, num_real, left = [], len(real), total
     for share, source, count in shares:
         number = left if share == 1.0 else min(left - 1, max(1, round(share * left)))
@@ -310,6 +307,9 @@ def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
             raise ConfigError(f"classifier.batch_size={total} is too small to hold some of each kind of image; give 8 or more")
         sources.append(source(number))
         left, num_real = left - number, num_real + count
+    if cell.extra == "oracle":
+        real = Batch.concatenate([real, data.simulated])
+        num_real += len(data.simulated)
     if len(real):
         if cell.extra.startswith("size"):
             own, num_real = _sized(cell, setting, left)

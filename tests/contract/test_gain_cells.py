@@ -248,11 +248,13 @@ def test_pseudo_labels_beside_synthetic_images_have_a_fixed_threshold(setting):
     assert [source.count for source in found] == [6, 4, 6]
 
 
-def test_the_oracle_has_hidden_labels_in_half_of_each_batch(setting):
+def test_the_oracle_draws_from_all_real_images_alike(setting):
+    """As whoever had them would: a share kept for the train fold is no ceiling."""
     found, num_real, num_synthetic = sources_of(cell_of("real_aug", extra="oracle"), RECIPES["real_aug"], setting, None)
-    assert [source.count for source in found] == [8, 8]
-    assert roles(setting, found[1]) == {"reference": 9, "pool": 8}
-    assert np.array_equal(found[1].targets[0], one_hot(setting.data.truth, 3))
+    assert [source.count for source in found] == [16]
+    assert roles(setting, found[0]) == {"train": 12, "reference": 9, "pool": 8}
+    labels = np.concatenate([setting.data.train.labels, setting.data.truth])
+    assert np.array_equal(found[0].targets[0], one_hot(labels, 3))
     assert (num_real, num_synthetic) == (12 + 17, 0)
 
 
