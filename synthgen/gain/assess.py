@@ -14,9 +14,9 @@ from synthgen.gain.arms import SINGLE, TEACHER, arm_of, base_of, recipe_of
 from synthgen.gain.cells import Cell, Setting
 from synthgen.gain.curve import class_needs, learning_curve
 from synthgen.gain.scores import scores
-from synthgen.gain.stats import class_gains, corrected, paired_interval
+from synthgen.gain.stats import accuracy_interval, class_gains, cluster_ids, corrected, num_clusters, paired_interval
 from synthgen.gain.study import Study, mean_vote, plain, vote
-from synthgen.types import UNLABELLED, Batch, CurvePoint, GainReport, GainRow, Interval, LearningCurve
+from synthgen.types import UNLABELLED, ArmAccuracy, Batch, CurvePoint, GainReport, GainRow, Interval, LearningCurve
 
 Predictions = Mapping[Cell, np.ndarray]
 """Finished cell -> its networks' class probabilities on the test images, shape (s, n, k)."""
@@ -32,6 +32,8 @@ class TestSet:
         near: keys of those that have a near duplicate among the real images that arms may train on.
         opened_before: what had happened since each earlier time that they were opened, one line each.
         trained_since: networks that were trained after the test images had been opened for the first time.
+        blocks: number of each image's block, its group and near duplicates together (see `splits.leakage_blocks`); where
+            nobody knows them, None, groups alone are taken for what isn't independent.
     """
 
     images: Batch
@@ -39,6 +41,14 @@ class TestSet:
     near: frozenset[str] = field(default_factory=frozenset)
     opened_before: tuple[str, ...] = ()
     trained_since: int = 0
+    blocks: np.ndarray | None = None
+
+    @cached_property
+    def clusters(self) -> np.ndarray | None:
+        """Number of each image's cluster, as `stats.paired_interval` takes them; None where all images are independent."""
+        if self.blocks is not None:
+            return self.blocks
+        return None if self.groups is None else cluster_ids(self.groups)
 
     @cached_property
     def doubled(self) -> np.ndarray:
@@ -63,15 +73,16 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
     decisive = decisive_pairs(study)
     pairs = [(arm, study.best_real) for arm in study.votes if arm != study.best_real]
     pairs += [pair for pair in decisive if pair not in pairs]
-    intervals = corrected([paired_interval(arm, base, correct[arm], correct[base]) for arm, base in pairs])
+    intervals = corrected([paired_interval(arm, base, correct[arm], correct[base], test.clusters) for arm, base in pairs])
     deciding = [next(i for i in intervals if (i.arm, i.baseline) == pair) for pair in decisive]
     curve, needs = _learning_curve(study, on_test, test, correct, setting)
     arm, base = decisive[0]
     masks = {name: labels == label for label, name in enumerate(setting.data.spec.class_names)}
     groups = [] if test.groups is None else list(test.groups)
     of_groups = {name: np.array([group == name for group in groups]) for name in sorted({g for g in groups if g is not None})}
-    classes = class_gains(masks, of_groups, correct[arm], correct[base])
-    decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels))
+    classes = class_gains(masks, of_groups, correct[arm], correct[base], test.clusters)
+    independent = num_clusters(test.clusters, len(labels)) if of_groups else None
+    decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels), independent)
     decision, reasons = verdict.without(decision, reasons, study)
     reasons += verdict.losers(classes, decision)
     found = Found(study, rows, {(i.arm, i.baseline): i for i in intervals}, correct, curve, needs, test, setting)
@@ -84,6 +95,7 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
         recipes=dict(study.recipes),
         tuned=dict(study.tuned),
         rows=tuple(rows),
+        accuracies=tuple(ArmAccuracy(arm, *accuracy_interval(right, test.clusters)) for arm, right in correct.items()),
         intervals=intervals,
         watts=setting.watts,
         skipped=dict(study.skipped),
@@ -119,7 +131,14 @@ class Found:
             return self.intervals[arm, baseline]
         if arm not in self.correct or baseline not in self.correct or arm == baseline:
             return None
-        return paired_interval(arm, baseline, self.correct[arm], self.correct[baseline])
+        return paired_interval(arm, baseline, self.correct[arm], self.correct[baseline], self.test.clusters)
+
+    def interval_on(self, images: np.ndarray, arm: str, baseline: str) -> Interval | None:
+        """The same on some test images, a mask; None where they are fewer than 2 independent ones."""
+        clusters = None if self.test.clusters is None else self.test.clusters[images]
+        if num_clusters(clusters, int(images.sum())) < 2:
+            return None
+        return paired_interval(arm, baseline, self.correct[arm][:, images], self.correct[baseline][:, images], clusters)
 
     def accuracy(self, arm: str) -> float:
         """Mean over seeds, in percent."""
@@ -202,7 +221,7 @@ def _learning_curve(
         for _, _, votes in study.curve
     ]
     points = [
-        CurvePoint(size, tuple(float(a) for a in found.mean(1)), source)
+        CurvePoint(size, tuple(float(a) for a in found.mean(1)), source, *accuracy_interval(found, test.clusters)[1:])
         for (size, source, _), found in zip(study.curve, right, strict=True)
     ]
     singles = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).role in SINGLE]
@@ -218,6 +237,7 @@ def _learning_curve(
         setting.gain.extrapolate,
         right,
         {arm: correct[arm] for arm in singles},
+        test.clusters,
     )
     failed = sorted({int(cell.extra.split()[1]) for cell in study.failed if cell.extra.startswith("size")})
     if failed:
@@ -225,11 +245,5 @@ def _learning_curve(
         curve = replace(curve, note="; ".join(filter(None, (curve.note, note))))
     if len(points) < 2:
         return curve, None
-    recalls = np.stack([[_recalls(row, labels, classes) for row in found] for found in right])
-    return curve, class_needs([size for size, _, _ in study.curve], recalls, num_train, following)
-
-
-def _recalls(right: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    num = np.bincount(labels, minlength=classes)
-    found = np.bincount(labels, weights=right, minlength=classes)
-    return np.where(num > 0, found / np.maximum(num, 1), np.nan)
+    measured = [size for size, _, _ in study.curve]
+    return curve, class_needs(measured, right, labels, classes, num_train, following, test.clusters)

@@ -15,9 +15,9 @@ import numpy as np
 from scipy import stats as distributions
 
 from synthgen.errors import DataError
-from synthgen.gain.stats import bootstrap_counts
+from synthgen.gain.stats import bootstrap_counts, cluster_sums, members_of, num_clusters
 from synthgen.randomness import stream
-from synthgen.shapes import Float
+from synthgen.shapes import Float, Int64
 from synthgen.types import CurvePoint, Exchange, LearningCurve
 
 RESAMPLES = 1000
@@ -87,6 +87,7 @@ def learning_curve(
     extrapolate: bool = False,
     points_correct: Sequence[Float[np.ndarray, "_ n"]] | None = None,
     arms_correct: Mapping[str, Float[np.ndarray, "_ n"]] | None = None,
+    clusters: Int64[np.ndarray, " n"] | None = None,
 ) -> LearningCurve:
     """The curve through the points, the exchange rate of every synthetic arm, and what the next real images would bring.
 
@@ -98,9 +99,10 @@ def learning_curve(
     seed, whose networks share subsets and initial weights, so the same seeds are drawn everywhere. Deviations of a
     resampled mean are widened to t(s - 1) / z * sqrt(s / (s - 1)): the interval of a mean is then Student's, where the
     percentiles of 5 resampled seeds would cover about 85% (cf. Hesterberg 2015). With `points_correct` and
-    `arms_correct` test images are resampled too, the same for all; without, the interval is over seeds alone. (Simulated,
-    5 seeds and 300 or 900 test images: these cover 97-100% of the truths, those over seeds alone 84-94%, least where an
-    arm is better on some images and worse on others.) With 2 seeds they are too narrow: 78-90%.
+    `arms_correct` test images (whole clusters of them, widened like seeds) are resampled too, the same for all; without,
+    the interval is over seeds alone. (Simulated, 5 seeds and 300 or 900 test images: these cover 97-100% of the truths,
+    those over seeds alone 84-94%, least where an arm is better on some images and worse on others.) With 2 seeds they are
+    too narrow: 78-90%.
 
     Args:
         recipe: what was trained at each size.
@@ -111,6 +113,7 @@ def learning_curve(
         extrapolate: answer outside the measured sizes too, by the fit.
         points_correct, arms_correct: 1 where the network of seed s is right on test image n, else 0; their means are the
             accuracies given.
+        clusters: of each test image, see `stats.paired_interval`; None where all are independent.
 
     Raises:
         DataError: no point, sizes that don't ascend, a point or an arm without an accuracy, or other correct ones.
@@ -125,7 +128,7 @@ def learning_curve(
     if points_correct is not None and arms_correct is not None:
         correct = [*points_correct, *(arms_correct[name] for name in arms)]
     means = np.array([values.mean() for values in blocks])
-    resampled = _resampled_means(blocks, correct)
+    resampled = _resampled_means(blocks, correct, clusters)
     x, weights, m = np.array(sizes, np.float64), _weights(measured), len(points)
     # row 0 is what was measured, the others are resamples
     all_means = means[None] if resampled is None else np.concatenate([means[None], resampled])
@@ -157,35 +160,48 @@ def learning_curve(
 
 
 def class_needs(
-    sizes: Sequence[int], recalls: Float[np.ndarray, "m s k"], num_train: int, next_images: int
+    sizes: Sequence[int],
+    correct: Sequence[Float[np.ndarray, "s n"]],
+    labels: Int64[np.ndarray, " n"],
+    num_classes: int,
+    num_train: int,
+    next_images: int,
+    clusters: Int64[np.ndarray, " n"] | None = None,
 ) -> tuple[tuple[float, float, float] | None, ...]:
     """Points of recall that each class would gain from the next real images, with 95% intervals: where collecting pays.
 
     A power law is fitted to each class's recalls (a straight line in log n for 2 sizes), and the intervals are over
-    resampled seeds, as in `learning_curve`. The mix of classes is taken to stay as it is: `next_images` counts those of
-    all classes. Figures of single classes are noisy, for a class's test images are few, and never below 0, for the curves
-    don't fall.
+    resampled seeds and test images of the class, as in `learning_curve`. The mix of classes is taken to stay as it is:
+    `next_images` counts those of all classes. Figures of single classes are noisy, for a class's test images are few, and
+    never below 0, for the curves don't fall.
 
     Args:
         sizes: numbers of real images (of all classes), in ascending order.
-        recalls: of size m, seed s and class k, as shares; NaN for a class that the test set hasn't, which gets None.
+        correct: of each size, 1 where the network of seed s is right on test image n, else 0.
+        labels: of the test images. A class that has fewer than 2 of them (2 clusters) gets None.
+        num_classes: classes that there are.
         num_train: real images that there are.
         next_images: how many more.
+        clusters: as in `learning_curve`.
 
     Raises:
         DataError: fewer than 2 sizes or 2 seeds, or sizes that don't ascend.
     """
-    _check_sizes(sizes, list(recalls))
-    if len(sizes) < 2 or recalls.shape[1] < 2:
-        raise DataError(f"{len(sizes)} sizes and {recalls.shape[1]} seeds; what a class needs takes at least 2 of each")
+    _check_sizes(sizes, correct)
+    seeds = min(len(right) for right in correct)
+    if len(sizes) < 2 or seeds < 2:
+        raise DataError(f"{len(sizes)} sizes and {seeds} seeds; what a class needs takes at least 2 of each")
     x = np.array(sizes, np.float64)
     found: list[tuple[float, float, float] | None] = []
-    for k in range(recalls.shape[2]):
-        of_class = list(recalls[:, :, k])
-        if np.isnan(recalls[:, :, k]).any():
+    for k in range(num_classes):
+        own = np.flatnonzero(labels == k)
+        within = None if clusters is None else clusters[own]
+        if num_clusters(within, len(own)) < 2:
             found.append(None)
             continue
-        means, resampled = np.array([values.mean() for values in of_class]), _resampled_means(of_class, None)
+        right = [each[:, own] for each in correct]
+        of_class = [each.mean(1) for each in right]
+        means, resampled = np.array([values.mean() for values in of_class]), _resampled_means(of_class, right, within)
         assert resampled is not None
         errors, weights = 1.0 - np.concatenate([means[None], resampled]), _weights(of_class)
         if len(sizes) == 2:
@@ -381,9 +397,11 @@ def _curve_note(
 
 
 def _resampled_means(
-    blocks: list[Float[np.ndarray, " _"]], correct: list[Float[np.ndarray, "_ n"]] | None
+    blocks: list[Float[np.ndarray, " _"]],
+    correct: list[Float[np.ndarray, "_ n"]] | None,
+    clusters: Int64[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "b _"] | None:
-    """Mean of each block on each resample of its seeds (and of the images, if it is known who is right on which).
+    """Mean of each block on each resample of its seeds (and of the images or clusters, if it is known who is right on which).
 
     Blocks of as many seeds share the drawn seeds, all share the drawn images. None where a block has a single seed.
     """
@@ -392,21 +410,32 @@ def _resampled_means(
     drawn = {}
     for count in sorted({len(values) for values in blocks}):
         drawn[count] = bootstrap_counts(stream(0, "gain/curve/seeds", count), count, RESAMPLES).astype(np.float64) / count
-    columns = []
-    for values in blocks:
-        count = len(values)
-        # a resample's variance is short by (s - 1) / s, and its percentiles are the normal's, not Student's
-        wider = distributions.t.ppf(0.975, count - 1) / distributions.norm.ppf(0.975) * math.sqrt(count / (count - 1))
-        columns.append(values.mean() + wider * (drawn[count] - 1 / count) @ values)
+    columns = [values.mean() + _wider(len(values)) * (drawn[len(values)] - 1 / len(values)) @ values for values in blocks]
     means = np.stack(columns, axis=1)
     if correct is not None:
         _check_correct(blocks, correct)
         of_images = np.stack([right.mean(0) for right in correct], axis=1)
-        images = len(of_images)
-        weights = bootstrap_counts(stream(0, "gain/curve/images", 0), images, RESAMPLES)
-        for rows in np.array_split(np.arange(RESAMPLES), 1 + images * RESAMPLES // 2**21):
-            means[rows] += (weights[rows] / images - 1 / images) @ of_images
+        means += _moved(of_images, members_of(clusters, len(of_images)))
     return np.clip(means, 0.0, 1.0)
+
+
+def _wider(count: int) -> float:
+    """A resample's variance is short by (s - 1) / s, and its percentiles are the normal's, not Student's."""
+    return float(distributions.t.ppf(0.975, count - 1) / distributions.norm.ppf(0.975) * math.sqrt(count / (count - 1)))
+
+
+def _moved(of_images: Float[np.ndarray, "n b"], members: Int64[np.ndarray, " n"] | None) -> Float[np.ndarray, "r b"]:
+    """Mean over resampled images, or clusters, minus that over all."""
+    images = len(of_images)
+    sums = of_images if members is None else cluster_sums((of_images - of_images.mean(0)).T, members).T
+    weights = bootstrap_counts(stream(0, "gain/curve/images", 0), len(sums), RESAMPLES)
+    moved = []
+    for rows in np.array_split(weights, 1 + len(sums) * RESAMPLES // 2**21):
+        if members is None:
+            moved.append((rows / images - 1 / images) @ of_images)
+        else:  # a mean over as many images as the drawn clusters have
+            moved.append(_wider(len(sums)) * (rows @ sums) / (rows @ np.bincount(members))[:, None])
+    return np.concatenate(moved)
 
 
 def _limits(values: Float[np.ndarray, " b"]) -> tuple[float, float]:

@@ -34,6 +34,7 @@ class StudyData:
         backbone: a pre-trained extractor for the transfer probe, images -> (n, d); None without one.
         pool_s: seconds that the pool's labels took.
         made_in_s: seconds that the generator, its samples and the gate took.
+        val_blocks: number of each val image's block, see `assess.TestSet`; None where all are independent.
     """
 
     spec: DatasetSpec
@@ -54,6 +55,7 @@ class StudyData:
     backbone: Callable[[np.ndarray], np.ndarray] | None = None
     pool_s: float = 0.0
     made_in_s: float = 0.0
+    val_blocks: np.ndarray | None = None
 
     @property
     def reference_labelled(self) -> bool:

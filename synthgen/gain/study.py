@@ -14,7 +14,7 @@ from synthgen.gain.arms import FOLLOWERS, RECIPES, SINGLE, TEACHER, Recipe, arm_
 from synthgen.gain.cells import Cell, Setting, Trained, side_by_side
 from synthgen.gain.data import StudyData, why_not
 from synthgen.gain.scores import score
-from synthgen.gain.stats import paired_interval
+from synthgen.gain.stats import num_clusters, paired_interval
 from synthgen.gain.tuning import Train, search, tune
 
 SEARCHED = "real_searched"
@@ -321,16 +321,20 @@ def _strongest(study: Study, setting: Setting, arms: Sequence[str]) -> str:
 
 def _contenders(study: Study, setting: Setting) -> list[str]:
     """A few val images choose badly: every real-only arm whose 95% interval against the best on val reaches 0 may be the
-    strongest, and a gain has to hold against each (cf. the model confidence set, Hansen et al. 2011)."""
-    labels = setting.data.val.labels
+    strongest, and a gain has to hold against each (cf. the model confidence set, Hansen et al. 2011). Of a single image, or
+    of a single patient's, val can't tell any arm from the best."""
+    labels, blocks = setting.data.val.labels, setting.data.val_blocks
 
     def correct(arm: str) -> np.ndarray:
         each = [vote(study, arm, seed).argmax(1) == labels for seed in range(setting.gain.seeds)]
         return np.array(each, dtype=np.float64)
 
     real = [arm for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).judged and arm != study.best_real]
+    if num_clusters(blocks, len(labels)) < 2:
+        return [study.best_real, *real]
     best = correct(study.best_real)
-    return [study.best_real, *(arm for arm in real if paired_interval(arm, study.best_real, correct(arm), best).high >= 0)]
+    against = {arm: paired_interval(arm, study.best_real, correct(arm), best, blocks) for arm in real}
+    return [study.best_real, *(arm for arm in real if against[arm].high >= 0)]
 
 
 def vote(study: Study, arm: str, seed: int) -> np.ndarray:

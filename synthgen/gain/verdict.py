@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from synthgen.gain.arms import SINGLE, arm_of, recipe_of
+from synthgen.gain.stats import corrected
 from synthgen.types import ClassGain, Control, Interval, Verdict
 
 if TYPE_CHECKING:
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from synthgen.gain.study import Study
 
 
-def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -> tuple[Verdict, tuple[str, ...]]:
+def decide(
+    intervals: Sequence[Interval], smallest_gain: float, num_test: int, independent: int | None = None
+) -> tuple[Verdict, tuple[str, ...]]:
     """use: every interval lies above 0. reject: that against the strongest real-only arm, or on all labelled images, stays
     below a gain worth having, or that against another arm which may be the strongest stays below 0. Else more evidence is needed.
 
@@ -24,11 +27,13 @@ def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -
         intervals: the decisive ones, that against the strongest real-only arm first; at least one.
         smallest_gain: in points.
         num_test: test images.
+        independent: groups of them (patients, recordings); None where there are none.
     """
+    within = f" in {independent} groups" if independent is not None else ""
     first, *others = [i for i in intervals if not i.baseline.endswith("trainval")]
     reasons = [
         f"{i.arm} against {i.baseline}: {i.difference:+.2f} points of test accuracy "
-        f"(95% interval {i.low:+.2f} to {i.high:+.2f}, {i.seeds} seeds, {num_test} test images)"
+        f"(95% interval {i.low:+.2f} to {i.high:+.2f}, {i.seeds} seeds, {num_test} test images{within})"
         for i in (first, *(i for i in intervals if i.baseline.endswith("trainval")))
     ]
     if others:
@@ -46,7 +51,7 @@ def decide(intervals: Sequence[Interval], smallest_gain: float, num_test: int) -
         return "reject", (*reasons, f"{worst.arm} doesn't beat {worst.baseline}: {harm}")
     for i in sorted((i for i in intervals if i.low <= 0), key=lambda i: i.low)[:2]:
         if i.seeds_needed is None:
-            more = f"{num_test} test images are too few to settle a difference of {i.difference:+.2f}, whatever the seeds"
+            more = f"{num_test} test images{within} are too few to settle a difference of {i.difference:+.2f}, whatever the seeds"
         else:
             wanted = max(i.seeds_needed, i.seeds + 1)
             more = f"a true difference of {i.difference:+.2f} would need about {wanted} seeds, {wanted - i.seeds} more"
@@ -123,14 +128,22 @@ def advice(found: Found) -> tuple[str, ...]:
             lines.append(
                 f"classes that would gain most recall from the next {found.setting.gain.next_images} real images: {named}"
             )
-    active = [arm for arm in study.votes if arm_of(arm).role == "active"]
-    if len(active) > 1:
-        best = max(active, key=found.accuracy)
-        lines.append(
-            f"of {found.setting.gain.acquire} images to label next, {best.removeprefix('active_')} would have found the best "
-            f"({found.accuracy(best):.1f}% after labelling, simulated)"
-        )
+    lines.append(_what_to_label(found))
     return tuple(line for line in lines if line)
+
+
+def _what_to_label(found: Found) -> str:
+    """The way of choosing images to label that beats random choice, by Holm over all of them; empty where none was simulated."""
+    active = [arm for arm in found.study.votes if arm_of(arm).role == "active"]
+    against = corrected([i for arm in active if (i := found.interval(arm, "active_random")) is not None])
+    if not against:
+        return ""
+    best = max(against, key=lambda i: i.difference)
+    start = f"of {found.setting.gain.acquire} images to label next, "
+    if best.low > 0 and best.p_holm < 0.05:
+        return f"{start}{best.arm.removeprefix('active_')} would have found the best: {_said(best)}, simulated"
+    tried = " nor ".join(i.arm.removeprefix("active_") for i in against)
+    return f"{start}no way of choosing is told apart from random choice, {'neither ' * (len(against) > 1)}{tried} (simulated)"
 
 
 def _best_per_cost(found: Found, arms: Sequence[str]) -> str:
@@ -159,7 +172,7 @@ def controls(found: Found, decisive: Sequence[tuple[str, str]]) -> tuple[Control
         _equal_steps(found, decisive),
         _copies(found),
         _teacher(found),
-        _near_duplicates(found, decisive[0]),
+        _near_duplicates(found, decisive),
         _opened(found),
         _stand_in(found),
         _ceiling(found),
@@ -235,16 +248,18 @@ def _teacher(found: Found) -> Control:
     return Control(question, _said(i), i.low <= 0)
 
 
-def _near_duplicates(found: Found, pair: tuple[str, str]) -> Control:
+def _near_duplicates(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     question = "Does the test set hold near duplicates of training images?"
     near = found.test.doubled
     if not near.any():
         return Control(question, "no test image has a near duplicate among the real images that arms may see", False)
     if near.all():
         return Control(question, "every test image has one: the test set says nothing about unseen images", True)
-    arm, base = (100 * found.correct[name][:, ~near].mean() for name in pair)
-    answer = f"{int(near.sum())} have one; without them {pair[0]} against {pair[1]} is {arm - base:+.2f} points"
-    return Control(question, answer, bool(arm <= base))
+    without = [i for pair in decisive if (i := found.interval_on(~near, *pair)) is not None]
+    if not without:
+        return Control(question, f"{int(near.sum())} have one, and the others are of a single group: they say nothing", True)
+    answer = f"{int(near.sum())} have one; without them {'; '.join(map(_said, without))}"
+    return Control(question, answer, any(i.low <= 0 for i in without))
 
 
 def _ceiling(found: Found) -> Control:

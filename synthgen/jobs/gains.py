@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from synthgen import storage
-from synthgen.errors import ConfigError, TrainingError
+from synthgen.errors import ConfigError, DataError, TrainingError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import assess, cells, study
 from synthgen.gain.cells import Cell, Network, Setting, Trained
@@ -124,7 +124,8 @@ def _setting(contest: Contest) -> Setting:
     config, train = order.config, split.role("train")
     gated, ungated = contest.chosen.kept(order, split)
     none = train.take(np.zeros(0, np.int64))
-    data = StudyData(split.spec, train, split.role("val"), none, none, gated, ungated, none)
+    blocks = split.blocks("val")
+    data = StudyData(split.spec, train, split.role("val"), none, none, gated, ungated, none, val_blocks=blocks)
     if not contest.to_choose:
         data = _with_the_rest(contest, data)
     return Setting(data, config.classifier, config.augment, config.gain, order.device)
@@ -277,15 +278,17 @@ def preference(score: dict[str, Any], min_keep: float) -> tuple[int, bool, float
 
 
 def check_study(order: Order, split: Split, models: Sequence[str] = ()) -> None:
-    """Refuses arms that can't be run, before anything is trained.
+    """Refuses arms that can't be run, and a test split that can prove nothing, before anything is trained.
 
     Args:
         models: generators of the run, which arms of other generators may name.
 
     Raises:
         ConfigError: unknown arms, or too few that the images allow.
+        DataError: a test split of fewer than 2 independent images.
     """
     config = order.config.gain
+    _check_test(split)
     arms = gain_arms.check_arms(config.arms, config.study, models)
     for name in arms:
         if name.startswith(gain_arms.OTHER_GENERATOR) and name.removeprefix(gain_arms.OTHER_GENERATOR) not in models:
@@ -306,6 +309,17 @@ def check_study(order: Order, split: Split, models: Sequence[str] = ()) -> None:
         transfer.read(Path(config.transfer), order, split)
     if order.config.pool.train and not len(split.role("pool")):
         raise ConfigError(pools.NO_POOL)
+
+
+def _check_test(split: Split) -> None:
+    blocks = split.blocks("test")
+    if len(np.unique(blocks)) < 2:
+        grouped = " of a single group (patient, recording, near duplicates)" if len(blocks) > 1 else ""
+        raise DataError(
+            f"{split.folder}: {len(blocks)} test image{'s' * (len(blocks) != 1)}{grouped}: no interval can say what holds for "
+            "others; raise split.test, try another split.seed, or give images of more groups (data.group_pattern, "
+            "data.group_column name them)"
+        )
 
 
 def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
@@ -332,7 +346,8 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
             work.write_json("opened.json", said)
             again = tuple(f"{each['after']}; changed: {', '.join(each['changed']) or 'nothing'}" for each in said["again"])
             since = sum(each["unseen"] for each in openings[1:])
-            test = assess.TestSet(split.role("test"), split.groups("test"), split.near_train(SEEN), again, since)
+            about = split.groups("test"), split.near_train(SEEN)
+            test = assess.TestSet(split.role("test"), *about, again, since, split.blocks("test"))
             report = assess.assess(done, rounds.predictions(done.trained), test, _setting(contest))
             work.write_json("gain.json", report.to_json())
             finished.sweep()

@@ -27,8 +27,8 @@ def audit(order: Order, out: Path) -> None:
     """Source -> out/audit (report.json) and out/split: an image file a role, and what is known of the images.
 
     Beside train, val, reference, test and pool (.parquet) the split holds dataset.json; hidden.json, the labels that roles
-    without labels have in the source; near.json, the test images with a near duplicate in another role; and groups.json
-    where images carry groups.
+    without labels have in the source; near.json, the test images with a near duplicate in another role; blocks.json, which
+    images of a role aren't independent; and groups.json where images carry groups.
     """
     config, progress = order.config, order.progress
     _refuse_inside(out, config)
@@ -69,10 +69,12 @@ def _known(real: sources.RealImages, rows: dict[str, np.ndarray], near: np.ndarr
     keys, labels, groups = real.batch.keys, real.batch.labels.tolist(), real.groups
     hidden = [i for role in hiding(config) for i in rows[role].tolist() if labels[i] != UNLABELLED]
     twins = splits.near_test(rows, near)
+    blocks = splits.leakage_blocks(real, near if config.split.keep_near_duplicates_together else None)
     found = {
         "dataset.json": real.spec.to_json(),
         "hidden.json": {keys[i]: labels[i] for i in hidden},
         "near.json": {role: [keys[i] for i in taken.tolist()] for role, taken in twins.items()},
+        "blocks.json": {role: np.unique(blocks[taken], return_inverse=True)[1].tolist() for role, taken in rows.items()},
     }
     if groups is None:
         return found
@@ -171,6 +173,13 @@ class Split:
         if not self.spec.grouped:
             return (None,) * len(self.on_disk(role))
         return tuple(self._about("groups.json")[role])
+
+    def blocks(self, role: str) -> np.ndarray:
+        """Number of the block of each image of a role, in its order: those of one group, and near duplicates, share theirs.
+
+        Near duplicates count where the split keeps them together; see `splits.leakage_blocks`.
+        """
+        return np.array(self._about("blocks.json")[role], dtype=np.int64)
 
     def near_train(self, roles: Sequence[str] = ("train",)) -> frozenset[str]:
         """Keys of the test images that have a near duplicate in `roles`: none where the split keeps near duplicates together."""

@@ -5,6 +5,7 @@ A record that lands on disk has a JSON form (`to_json`, `from_json`) that carrie
 
 from synthgen.types.gain import (
     MAKING,
+    ArmAccuracy,
     ClassGain,
     Control,
     CurvePoint,
@@ -24,6 +25,7 @@ from synthgen.types.shards import ExportFile, Provenance, SampleInfo, Shard, Sha
 __all__ = [
     "MAKING",
     "UNLABELLED",
+    "ArmAccuracy",
     "Batch",
     "ClassFidelity",
     "ClassGain",

@@ -74,7 +74,7 @@ class Interval:
     Attributes:
         arm, baseline: names of the arms.
         difference: mean over seeds, in points of test accuracy (1 point = 0.01).
-        low, high: 95% interval, Student's t over seeds and test images.
+        low, high: 95% interval, Student's t over seeds and test images (groups of them, where they come in groups).
         seeds: number of pairs.
         seeds_needed: seeds at which a true difference of this size would have 80% power, None if more seeds can't help.
         boot_low, boot_high: 95% bootstrap interval (BCa over seeds and images).
@@ -98,6 +98,22 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class ArmAccuracy:
+    """Test accuracy of an arm, mean over seeds, as a share.
+
+    Attributes:
+        arm: its name.
+        accuracy: the mean.
+        low, high: 95% interval, Student's t over seeds and test images (groups of them, where they come in groups).
+    """
+
+    arm: str
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     """Real-only accuracy at a size.
 
@@ -105,11 +121,20 @@ class CurvePoint:
         num_real: labelled real images.
         accuracies: test accuracy of each seed, each on its own nested subset.
         source: "train", or what had to be added to it: "train and val", "hidden labels" (a simulation).
+        low, high: 95% interval of the mean over seeds and test images, as of `ArmAccuracy`; None where it isn't known.
     """
 
     num_real: int
     accuracies: tuple[float, ...]
     source: str
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def estimate(self) -> tuple[float, float, float]:
+        """Mean, low and high in percent; all the mean where no interval is known."""
+        mean = sum(self.accuracies) / len(self.accuracies)
+        return 100 * mean, 100 * (mean if self.low is None else self.low), 100 * (mean if self.high is None else self.high)
 
 
 @dataclass(frozen=True)
@@ -215,6 +240,7 @@ class GainReport(Record):
         recipes: arm -> what its networks are trained on; a committee's was found on val.
         tuned: recipe -> the value of its dial that val chose.
         rows: every trained classifier.
+        accuracies: of each arm, with its interval.
         intervals: each arm against the strongest real-only arm, and the comparisons that decided.
         watts: power that energy is estimated with.
         skipped: arm -> why it was not run.
@@ -224,7 +250,7 @@ class GainReport(Record):
         classes: gain of each class and group.
     """
 
-    SCHEMA: ClassVar[str] = "synthgen.gain/2"
+    SCHEMA: ClassVar[str] = "synthgen.gain/3"
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -234,6 +260,7 @@ class GainReport(Record):
     recipes: dict[str, str]
     tuned: dict[str, float]
     rows: tuple[GainRow, ...]
+    accuracies: tuple[ArmAccuracy, ...]
     intervals: tuple[Interval, ...]
     watts: float
     skipped: dict[str, str]
@@ -249,6 +276,7 @@ class GainReport(Record):
             "reasons": tuple(given["reasons"]),
             "advice": tuple(given["advice"]),
             "rows": tuple(_revive_row(row) for row in given["rows"]),
+            "accuracies": tuple(ArmAccuracy(**a) for a in given["accuracies"]),
             "intervals": tuple(Interval(**i) for i in given["intervals"]),
             "decisive": tuple((arm, base) for arm, base in given["decisive"]),
             "curve": curve and _revive_curve(curve),

@@ -375,6 +375,17 @@ def test_every_real_only_arm_that_val_cannot_tell_from_the_best_is_a_contender(s
     assert study.contenders == ["real_mixup", "real_aug", "real_cutout"], "the best first, and no arm that is clearly worse"
 
 
+def test_val_images_of_few_patients_leave_more_contenders(setting):
+    """60 val images tell `real` from the best; those of 4 patients, or of one, don't."""
+    arms = ("real", "real_mixup", "synthetic_gated")
+    fake = by_recipe(real=35, real_mixup=50, synthetic_gated=60)
+    assert done(arms, setting, Fake(fake)).contenders == ["real_mixup"]
+    for patients in (4, 1):
+        blocks = np.arange(NUM_VAL) * patients // NUM_VAL
+        given = replace(setting, data=replace(setting.data, val_blocks=blocks))
+        assert done(arms, given, Fake(fake)).contenders == ["real_mixup", "real"]
+
+
 # Simulations and searches
 
 

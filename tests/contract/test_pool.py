@@ -82,6 +82,21 @@ def test_groups_stand_beside_their_images(patients: Split, digits: Split):
     assert not (digits.folder / "groups.json").exists()
 
 
+def test_blocks_stand_beside_their_images(patients: Split, digits: Split, tmp_path: Path):
+    for role in ROLES:
+        blocks, groups = patients.blocks(role), patients.groups(role)
+        assert len(blocks) == len(groups)
+        assert len(set(zip(blocks.tolist(), groups, strict=True))) == len(set(groups)) == len(set(blocks.tolist()))
+    assert len(set(digits.blocks("test").tolist())) in (897, 898), "two digits are nearly the same"
+    images = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
+    images[60:] = images[:60]
+    np.savez(tmp_path / "a.npz", images=images, labels=np.tile([0, 1], 60))
+    for together, expected in ((True, 20), (False, 40)):
+        config = SplitConfig(train=30, val=20, reference=20, test=40, keep_near_duplicates_together=together)
+        split = made(tmp_path / str(together), config, source="npz", path=str(tmp_path / "a.npz"))
+        assert len(set(split.blocks("test").tolist())) == expected
+
+
 def test_near_duplicates_of_test_images_are_named(tmp_path: Path):
     images = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
     images[60:] = images[:60]

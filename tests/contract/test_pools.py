@@ -121,6 +121,20 @@ def test_arms_that_cannot_be_run_are_refused_before_anything_is_trained(split, s
         check_study(jobs.Order(config(*settings)), split, ["vae"])
 
 
+def test_a_test_split_of_a_single_patient_is_refused_before_anything_is_trained(tmp_path):
+    """Its images say nothing of other patients; after hours of training that would come too late."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.tile([0, 1], 20), patient=[f"p{i // 10}" for i in range(40)])
+    data = [f"data.path={tmp_path / 'a.npz'}", "data.source=npz", "data.group_column=patient"]
+    sizes = ["split.train=10", "split.val=10", "split.reference=10", "split.test=10", "split.pool=0"]
+    order = jobs.Order(config(*data, *sizes, "data.size_px=null"))
+    jobs.audit(order, tmp_path / "run")
+    found = Split.open(tmp_path / "run")
+    assert len(set(found.blocks("test").tolist())) == 1
+    with pytest.raises(DataError, match=r"10 test images of a single group \(patient.*raise split.test"):
+        check_study(order, found, ["vae"])
+
+
 def test_a_study_that_can_be_run_is_let_through(split):
     check_study(jobs.Order(config("gain=full")), split, ["vae", "gan"])
     check_study(jobs.Order(config("gain.arms=[real_aug,pool_labels,generator_gan,synthetic_gated]")), split, ["vae", "gan"])

@@ -298,19 +298,27 @@ def test_the_class_that_still_learns_is_the_one_that_needs_more():
     by_class = [(0.02, 0.1, 0.5), (0.05, 4.0, 0.5), (0.4, 0.1, 1.0)]
     exact_recalls = np.array([[[accuracy(n, law) for law in by_class]] for n in SIZES])
     recalls = np.repeat(exact_recalls, 5, axis=1) + 0.005 * rng.standard_normal((5, 5, 3))
-    found = class_needs(SIZES, recalls, 400, 200)
+    labels = np.repeat(np.arange(3), 5000)
+    place = (np.arange(15000) % 5000 + 0.5) / 5000  # what is hard at one size is hard at all
+    correct = [(place < of_size[:, labels]).astype(np.float64) for of_size in recalls]
+    found = class_needs(SIZES, correct, labels, 3, 400, 200)
     truth = [100 * (accuracy(600, law) - accuracy(400, law)) for law in by_class]
     assert [each[0] for each in found] == pytest.approx(truth, abs=0.5)
     assert np.argmax([each[0] for each in found]) == 1
     assert all(low <= gain <= high for gain, low, high in found)
     assert found[1][1] > found[0][2], "told apart"
-    assert class_needs(SIZES, recalls, 400, 200) == found
+    assert class_needs(SIZES, correct, labels, 3, 400, 200) == found
 
 
 def test_a_class_that_the_test_set_has_not_needs_nothing_known():
-    recalls = np.repeat(np.array([[[0.5, np.nan]], [[0.6, np.nan]]]), 3, axis=1)
-    found = class_needs((100, 200), recalls, 200, 200)
+    labels = np.zeros(500, np.int64)
+    correct = [np.tile((np.arange(500) < share * 500).astype(np.float64), (3, 1)) for share in (0.5, 0.6)]
+    found = class_needs((100, 200), correct, labels, 2, 200, 200)
     assert found[1] is None
-    assert found[0] == pytest.approx((10, 10, 10)), "a straight line in log n"
+    assert found[0] is not None
+    gain, low, high = found[0]
+    assert gain == pytest.approx(10), "a straight line in log n"
+    half = 100 * 1.96 * (0.1 * 0.9 / 500) ** 0.5  # a tenth of the images are new; no seed differs
+    assert (low, high) == pytest.approx((10 - half, 10 + half), abs=0.4)
     with pytest.raises(DataError, match="at least 2 of each"):
-        class_needs((100,), recalls[:1], 200, 200)
+        class_needs((100,), correct[:1], labels, 2, 200, 200)
