@@ -205,6 +205,7 @@ def _arms_html(arms: Mapping[str, Mapping[str, Any]]) -> str:
     if not arms:
         return ""
     heads = ("arm", "real + synthetic", "test accuracy in % (95%)", "minus the strongest real-only arm (95%)")
+    covers = "95% intervals over seeds and test images"
     rows = []
     for name, arm in arms.items():
         accuracy = f"{100 * arm['test_accuracy']:.2f} ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"
@@ -213,4 +214,4 @@ def _arms_html(arms: Mapping[str, Mapping[str, Any]]) -> str:
         cell = "th" if arm["best_real"] or arm["best_synthetic"] else "td"
         rows.append("<tr>" + "".join(f"<{cell}>{escape(text)}</{cell}>" for text in cells) + "</tr>")
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<table><caption>{covers}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -235,8 +235,11 @@ def gate_table(gates: Mapping[str, Any]) -> Table:
 
 
 def arms_table(arms: Mapping[str, Any]) -> Table:
-    """A row an arm: test accuracy with its interval over seeds, and the paired difference to the strongest real-only arm."""
-    title = "Test accuracy by arm, in %, and minus the strongest real-only arm (95% intervals; p after Holm's correction)"
+    """A row an arm: test accuracy and paired difference to the strongest real-only arm, with intervals over seeds and images."""
+    title = (
+        "Test accuracy by arm, in %, and minus the strongest real-only arm "
+        "(95% intervals over seeds and test images; p after Holm's correction)"
+    )
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("arm", "images", "accuracy", "difference", "p", "worst class", "s a seed"):
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name not in ("worst class", "s a seed"))

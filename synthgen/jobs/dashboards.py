@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from synthgen import elsewhere, logs, storage, tracking
-from synthgen.gain import stats
 from synthgen.jobs.gates import load_gate
 from synthgen.jobs.looks import grid, png
 from synthgen.jobs.order import CANDIDATES, CHECKPOINT, Order
@@ -163,21 +162,17 @@ def forest(report: GainReport) -> Any:
 
 
 def learning_curve(curve: LearningCurve) -> Any:
-    """Accuracy over the number of labelled real images with 95% intervals over seeds, and what synthetic arms are worth."""
-    import numpy as np
+    """Accuracy over the number of labelled real images with 95% intervals over seeds and test images, and what synthetic arms
+    are worth."""
     import plotly.graph_objects as go
 
     sizes = [point.num_real for point in curve.points]
-    each = [np.array(point.accuracies) for point in curve.points]
-    found = [stats.mean_interval(accuracies) for accuracies in each]
-    ends = {
-        "array": [100 * (high - mean) for mean, _, high in found],
-        "arrayminus": [100 * (mean - low) for mean, low, _ in found],
-    }
+    found = [point.estimate for point in curve.points]
+    ends = {"array": [high - mean for mean, _, high in found], "arrayminus": [mean - low for mean, low, _ in found]}
     figure = go.Figure()
     figure.add_scatter(
         x=sizes,
-        y=[100 * mean for mean, _, _ in found],
+        y=[mean for mean, _, _ in found],
         error_y={"type": "data", "symmetric": False, **ends},
         mode="markers+lines",
         name=f"real only: {curve.recipe}",

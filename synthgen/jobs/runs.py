@@ -12,7 +12,6 @@ import numpy as np
 from synthgen import storage, training
 from synthgen.errors import ConfigError, DataError
 from synthgen.gain import arms as gain_arms
-from synthgen.gain import stats
 from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.dashboards import check_tracking, track
 from synthgen.jobs.exports import Decision, export
@@ -227,13 +226,13 @@ def conclude(gates: Mapping[str, GateReport], chosen: str | None, report: GainRe
 
 def summarise_arms(report: GainReport) -> dict[str, Any]:
     """Arm -> what it was trained on, its scores (means over seeds), cost, and its paired difference to the strongest
-    real-only arm; None for what an arm hasn't."""
+    real-only arm, both intervals over seeds and test images; None for what an arm hasn't."""
     against = {i.arm: i for i in report.intervals if i.baseline == report.best_real}
+    accuracies = {a.arm: a for a in report.accuracies}
     summary = {}
     for arm in dict.fromkeys(row.arm for row in report.rows):
         rows, about, recipe = [row for row in report.rows if row.arm == arm], gain_arms.arm_of(arm), report.recipes[arm]
-        mean, low, high = stats.mean_interval(np.array([row.test.accuracy for row in rows]))
-        i = against.get(arm)
+        accuracy, i = accuracies[arm], against.get(arm)
         dial = gain_arms.recipe_of(recipe).dial if about.role != "searched" else ""
         summary[arm] = {
             "meaning": about.meaning,
@@ -247,9 +246,9 @@ def summarise_arms(report: GainReport) -> dict[str, Any]:
             "num_synthetic": rows[0].num_synthetic,
             "seeds": len(rows),
             "val_accuracy": _mean([row.val.accuracy if row.val else None for row in rows]),
-            "test_accuracy": mean,
-            "low": max(0.0, low),
-            "high": min(1.0, high),
+            "test_accuracy": accuracy.accuracy,
+            "low": accuracy.low,
+            "high": accuracy.high,
             "difference": i.difference if i else 0.0,
             "difference_low": i.low if i else 0.0,
             "difference_high": i.high if i else 0.0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,7 +121,7 @@ def curve_view(gain: GainReport | None) -> dict[str, Any] | None:
         return None
     curve = gain.curve
     sizes = [
-        (charts.Size(point.num_real, *student([100 * a for a in point.accuracies]), point.source), len(point.accuracies))
+        (charts.Size(point.num_real, *point.estimate, point.source), len(point.accuracies))
         for point in curve.points
         if point.accuracies
     ]
@@ -168,18 +167,6 @@ def fitted(curve: LearningCurve, outside: Sequence[float]) -> list[tuple[float, 
     ends = {float(curve.points[0].num_real), float(curve.points[-1].num_real)}
     steps = {low * (high / low) ** (i / FIT_POINTS) for i in range(FIT_POINTS + 1)} | ends
     return [(n, 100 * (1 - curve.offset - curve.scale * n**-curve.exponent)) for n in sorted(steps) if low <= n <= high]
-
-
-def student(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean with its 95% interval by Student's t; the mean alone for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, mean, mean
-    from scipy.special import stdtrit
-
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = float(stdtrit(len(values) - 1, 0.975)) * math.sqrt(variance / len(values))
-    return mean, mean - half, mean + half
 
 
 # Classes, cost
