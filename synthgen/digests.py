@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 from synthgen.errors import DataError
 
 LOCK = ".lock"
+LIBRARIES = ("torch", "numpy", "scikit-learn", "pytorch-lightning")
+"""Those whose version can change the last bits of what is trained or computed."""
 
 
 def sha256_file(path: Path) -> str:
@@ -83,6 +86,11 @@ def code_version() -> str:
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:12]}"
+
+
+def library_versions(names: Collection[str] = LIBRARIES) -> dict[str, str]:
+    """Of each library the version that is installed, as its package tells it ("2.13.0+cpu")."""
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def changes(old: Any, new: Any, where: str = "") -> dict[str, str]:

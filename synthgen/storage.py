@@ -18,37 +18,38 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from synthgen.digests import LOCK as LOCK
-from synthgen.digests import SEAL, as_text, changes, is_as, is_plain_file
+from synthgen.digests import SEAL, as_text, changes
 from synthgen.digests import code_version as code_version
 from synthgen.digests import differing as differing
 from synthgen.digests import entries as entries
 from synthgen.digests import entry_of as entry_of
 from synthgen.digests import is_passing as is_passing
 from synthgen.digests import leads_out as leads_out
+from synthgen.digests import library_versions as library_versions
 from synthgen.digests import read_json as read_json
 from synthgen.digests import read_sealed as read_sealed
 from synthgen.digests import sha256_file as sha256_file
 from synthgen.digests import sha256_json as sha256_json
 from synthgen.digests import unsealed as unsealed
 from synthgen.errors import DataError, StorageError
-from synthgen.types.fits import misfit
+from synthgen.stages import STAGE_MANIFEST as STAGE_MANIFEST
+from synthgen.stages import STAGE_SCHEMA as STAGE_SCHEMA
+from synthgen.stages import TIMING as TIMING
+from synthgen.stages import apart
+from synthgen.stages import check_folder as check_folder
+from synthgen.stages import folder_digest as folder_digest
+from synthgen.stages import read_manifest as read_manifest
+from synthgen.stages import seconds as seconds
 
 try:
     import fcntl
 except ImportError:  # Windows: runs, but two processes in one run folder aren't kept apart
     fcntl = None  # type: ignore[assignment]
 
-STAGE_MANIFEST = "stage.json"
-TIMING = "timing.json"
 RESUME = "resume"
 """Files of an unfinished stage whose names begin so survive a restart of the stage and are removed at its end."""
 ATTEMPT = f"{RESUME}.json"
-ENTRIES = dict[str, dict[str, Any]]
-STAGE_FIELDS: dict[str, Any] = {"stage": str, "config": dict[str, Any], "inputs": dict[str, str], "code": str}
-STAGE_FIELDS |= {"files": ENTRIES, "timing": ENTRIES | None}
-STAGE_SCHEMA, ATTEMPT_SCHEMA = "synthgen.stage/2", "synthgen.attempt/1"
-STAGE_SCHEMAS = (STAGE_SCHEMA, "synthgen.stage/1")
-"""Which can be read: /1 has no seal and doesn't vouch for the timing."""
+ATTEMPT_SCHEMA = "synthgen.attempt/1"
 
 
 # Atomic files
@@ -229,14 +230,15 @@ def stage(
         restart: make the stage again where config, inputs or code changed, instead of refusing.
 
     Raises:
-        StorageError: the folder holds the result of other settings, inputs or code; or it is damaged.
+        StorageError: the folder holds the result of other settings, inputs or code, or what one under other versions of the
+            libraries would be taken up from (a finished one stays as it is under any); or it is damaged.
     """
-    identity = {"config": dict(config), "inputs": dict(inputs), "code": code_version()}
+    identity = _identity(config, inputs)
     work = Stage(folder, name, identity)
     finished = (folder / STAGE_MANIFEST).exists()
     if finished:
         found = read_manifest(folder)
-        changed = list(changes({key: found.get(key) for key in identity}, identity).values())
+        changed, libraries = apart(found, identity)
         if not changed:
             check_folder(folder, found)
             work.done = True
@@ -244,6 +246,7 @@ def stage(
             yield work
             return
         if not restart:
+            changed += libraries
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise StorageError(
                 f"{folder}: the finished stage {name!r} was made differently: {shown}. "
@@ -251,7 +254,9 @@ def stage(
             )
     attempt = _attempt(folder)
     _refuse_foreign(folder, attempt is not None)
-    same = not finished and attempt is not None and not changes(attempt, identity)
+    same = not finished and attempt is not None and apart(attempt, identity) == ([], [])
+    if not (finished or same or restart or attempt is None):
+        _refuse_other_libraries(folder, name, *apart(attempt, identity))
     if not same:  # nobody's attempt: what is left of the old one is never taken for this one's, wherever a kill falls
         write_json(folder / ATTEMPT, {"schema": ATTEMPT_SCHEMA})
     _clear(folder, keep_resume=same)
@@ -264,8 +269,22 @@ def stage(
     work.commit()
 
 
+def _identity(config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What a stage is made from, as it is written down."""
+    return {"config": dict(config), "inputs": dict(inputs), "code": code_version(), "libraries": library_versions()}
+
+
+def _refuse_other_libraries(folder: Path, name: str, changed: list[str], libraries: list[str]) -> None:
+    """What was begun is neither gone on with under another torch, whose last bits differ, nor thrown away unasked."""
+    if not changed and any(path.name != ATTEMPT for path in folder.glob(f"{RESUME}*")):
+        raise StorageError(
+            f"{folder}: the unfinished stage {name!r} was begun under other libraries: {'; '.join(libraries)}. "
+            "Install those again to go on with it, or give --restart to begin it anew"
+        )
+
+
 def finished_but_for(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, str], names: Iterable[str]) -> bool:
-    """Whether `folder` holds a finished stage of these settings, inputs and code, that differs in some of these settings at most.
+    """Whether `folder` holds a finished stage of these settings, inputs, code and libraries, but for some of these settings.
 
     Args:
         folder: of the stage.
@@ -275,62 +294,8 @@ def finished_but_for(folder: Path, config: Mapping[str, Any], inputs: Mapping[st
     if not (folder / STAGE_MANIFEST).is_file():
         return False
     found = read_manifest(folder)
-    identity = {"config": dict(config), "inputs": dict(inputs), "code": code_version()}
+    identity = _identity(config, inputs)
     return changes({key: found.get(key) for key in identity}, identity).keys() <= {f"config.{name}" for name in names}
-
-
-def seconds(folder: Path) -> float:
-    """Wall seconds that a finished stage took when it was made."""
-    return float(read_json(folder / TIMING)["seconds"])
-
-
-def folder_digest(folder: Path) -> str:
-    """One sha256 for the contents of a finished stage folder.
-
-    Raises:
-        StorageError: the folder has no `stage.json`: unfinished, or not synthgen's.
-    """
-    return sha256_json(read_manifest(folder)["files"])
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """`stage.json` of a finished stage folder.
-
-    Raises:
-        StorageError: there is none, or it is another tool's.
-    """
-    manifest = folder / STAGE_MANIFEST
-    if not manifest.is_file():
-        raise StorageError(
-            f"{folder}: no {STAGE_MANIFEST}, so it is unfinished or not a folder of synthgen; run the job that makes it again"
-        )
-    try:
-        data = read_sealed(manifest)
-    except DataError as error:
-        raise StorageError(f"{error}; delete {folder} and run the command again") from None
-    if not isinstance(data, dict) or data.get("schema") not in STAGE_SCHEMAS:
-        raise StorageError(
-            f"{manifest}: not written by synthgen (its schema is none of {', '.join(STAGE_SCHEMAS)}); choose another folder"
-        )
-    wrong = [line for name, kind in STAGE_FIELDS.items() if (line := misfit(data.get(name), kind, name))]
-    wrong = wrong or [f"the file {name!r} lies outside of the folder" for name in entries(data) if leads_out(name)]
-    if wrong:
-        raise StorageError(f"{manifest}: damaged: {wrong[0]}; delete {folder} and run the command again")
-    return data
-
-
-def check_folder(folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
-    """Checks every file of a finished stage against its sha256.
-
-    Raises:
-        StorageError: a file is missing or changed; its name is in the message.
-    """
-    for name, entry in entries(manifest or read_manifest(folder)).items():
-        path = folder / name
-        if not is_plain_file(path):
-            raise StorageError(f"{path}: listed in {STAGE_MANIFEST} but missing; delete {folder} and run the command again")
-        if not is_as(path, entry):
-            raise StorageError(f"{path}: differs from its sha256 in {STAGE_MANIFEST}; delete {folder} and run the command again")
 
 
 @contextmanager

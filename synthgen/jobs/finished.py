@@ -38,7 +38,8 @@ class Finished:
     def __init__(self, order: Order, inputs: dict[str, str], folder: Path) -> None:
         self.inputs = inputs
         self.settings = order.section("gain", "features")
-        shared = {**order.section("classifier", "augment"), "device": order.device, "code": storage.code_version()}
+        made_by = {"code": storage.code_version(), "libraries": storage.library_versions()}
+        shared = {**order.section("classifier", "augment"), "device": order.device, **made_by}
         self.folder = folder / FOLDER / storage.sha256_json(shared | {"split": inputs["split"]})[:16]
 
     def path(self, cell: Cell, teachers: Sequence[Cell]) -> Path:
@@ -78,7 +79,7 @@ class Finished:
             return None
 
     def sweep(self) -> None:
-        """Removes the cells of other settings, splits and versions of the code, which nothing here can use again."""
+        """Removes the cells of other settings, splits and versions of code and libraries: nothing here can use them again."""
         for other in self.folder.parent.iterdir():
             if re.fullmatch("[0-9a-f]{16}", other.name) and other != self.folder:
                 storage.remove(other)
@@ -92,7 +93,7 @@ def open_test(folder: Path, split: str, study: dict[str, Any], networks: int, un
     Args:
         folder: of the run.
         split: digest.
-        study: settings, inputs and code of the study that opens them.
+        study: settings, inputs, code and libraries of the study that opens them (`storage.Stage.identity`).
         networks: that were trained.
         unseen: those of them that haven't seen the test images yet.
         chosen: what val chose.
@@ -136,7 +137,7 @@ def told(openings: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Settings, inputs and code that differ, by name."""
+    """Settings, inputs, code and libraries that differ, by name."""
 
     def flat(study: dict[str, Any]) -> dict[str, Any]:
         settings = {
@@ -144,7 +145,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             for section, values in study["config"].items()
             for name, value in (values.items() if isinstance(values, dict) else [("", values)])
         }
-        return {**settings, **study["inputs"], "code": study["code"]}
+        return {**settings, **study["inputs"], "code": study["code"], **study.get("libraries", {})}
 
     old, new = flat(before), flat(after)
     return sorted(name.removesuffix(".") for name in {*old, *new} if old.get(name) != new.get(name))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -225,4 +224,4 @@ def _device_name(device: str) -> str:
 
 
 def _libraries() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "numpy", "diffusers", "pytorch-lightning", "safetensors")}
+    return storage.library_versions(("torch", "numpy", "diffusers", "pytorch-lightning", "safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -213,6 +214,31 @@ def test_other_code_trains_everything_again(finished, monkeypatch):
     assert len([path for path in (finished.out / FOLDER).iterdir() if path.is_dir()]) == 1, "what nobody can use is removed"
 
 
+@pytest.mark.parametrize("library", ["torch", "numpy", "scikit-learn", "pytorch-lightning"])
+def test_no_cell_of_another_version_of_a_library_is_taken_up(library, monkeypatch):
+    """Arms trained under two versions of torch, or of scikit-learn, would be paired as if they differed by their images."""
+    before = {cell: Finished(jobs.Order(config("device=cpu")), INPUTS, Path("run")).path(cell, ()) for cell in (TEACHER, SVM)}
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == library else real(name))
+    after = {cell: Finished(jobs.Order(config("device=cpu")), INPUTS, Path("run")).path(cell, ()) for cell in (TEACHER, SVM)}
+    assert all(before[cell] != after[cell] for cell in before)
+
+
+def test_a_finished_study_outlives_other_libraries_but_is_not_assessed_anew_under_them(finished, monkeypatch):
+    """To be assessed anew it would have to be trained again, which nobody asked for."""
+    versions = storage.library_versions()
+    trained = len(set(finished.trained))
+    monkeypatch.setattr(storage, "library_versions", lambda: versions | {"torch": "9.9"})
+    finished.study()
+    assert finished.trained == []
+    with pytest.raises(StorageError, match=r'gain\.watts was .* libraries\.torch was .*, is "9\.9".*--restart'):
+        finished.study("gain.watts=55")
+    finished.study("gain.watts=55", restart=True)
+    assert len(finished.trained) == trained
+    (again,) = finished.opened["again"]
+    assert again["changed"] == ["gain.watts", "torch"]
+
+
 def test_a_damaged_cell_is_trained_again(finished):
     paths = sorted((finished.out / FOLDER).glob("*/real-*.safetensors"))
     data = bytearray(paths[0].read_bytes())
@@ -280,6 +306,7 @@ def test_a_study_without_its_folder_knows_that_the_test_set_was_opened(finished)
 INPUTS = dict.fromkeys(("split", "candidates", "gate", "other gan", "features", "extractor", "transfer", "pool"), "0")
 PAIR = (Network(0, 0), Network(1, 0))
 TEACHER = Cell("real_aug", 1.0, PAIR)
+SVM = Cell("svm_pixels", 0.0, PAIR)
 
 
 def keys(inputs: dict[str, str] = INPUTS, *settings: str, teachers: tuple[Cell, ...] = (TEACHER,)) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from synthgen import storage
 from synthgen.errors import DataError, StorageError
@@ -155,6 +156,46 @@ def test_other_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "code_version", lambda: "0+other")
     with pytest.raises(StorageError, match=r'code was ".*", is "0\+other"'):
         make(tmp_path / "stage")
+
+
+def test_the_libraries_are_written_down_and_a_finished_stage_stays_as_it_is_under_others(tmp_path, monkeypatch):
+    make(tmp_path)
+    found = storage.read_manifest(tmp_path)["libraries"]
+    assert set(found) == {"torch", "numpy", "scikit-learn", "pytorch-lightning"}
+    assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    monkeypatch.setattr(storage, "library_versions", lambda: found | {"torch": "9.9"})
+    assert make(tmp_path)
+    with pytest.raises(StorageError, match=r'steps was 10, is 20; libraries\.torch was ".*", is "9\.9"\. .*--restart'):
+        make(tmp_path, CONFIG | {"steps": 20})
+    assert storage.finished_but_for(tmp_path, CONFIG, INPUTS, ["steps"]) is False
+
+
+def test_what_was_begun_under_other_libraries_is_not_gone_on_with_nor_thrown_away(tmp_path, monkeypatch):
+    """The last bits of a training are its torch's: half of one and half of another is the run of neither."""
+    folder, here = tmp_path / "stage", storage.library_versions()
+    die_in(folder)
+    monkeypatch.setattr(storage, "library_versions", lambda: here | {"torch": "9.9"})
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"'toy' was begun under other libraries: libraries\.torch was .* --restart"):
+            make(folder)
+        assert (folder / "resume-0.ckpt").read_bytes() == b"progress"
+    with monkeypatch.context() as installed_again:
+        installed_again.setattr(storage, "library_versions", lambda: here)
+        die_in(folder)
+        with suppress(KeyboardInterrupt), storage.stage(folder, "toy", CONFIG, INPUTS):
+            assert (folder / "resume-0.ckpt").read_bytes() == b"progress"
+            raise KeyboardInterrupt
+    assert not make(folder, restart=True)
+    assert names(folder) == ["deep/data.bin", "result.json", "stage.json", "timing.json"]
+
+
+def test_nothing_is_lost_where_nothing_can_be_taken_up_under_other_libraries(tmp_path, monkeypatch):
+    folder, here = tmp_path / "stage", storage.library_versions()
+    with suppress(KeyboardInterrupt), storage.stage(folder, "toy", CONFIG, INPUTS) as work:
+        work.write_bytes("half.bin", b"half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(storage, "library_versions", lambda: here | {"torch": "9.9"})
+    assert not make(folder)
 
 
 def test_restart_remakes_a_changed_stage_and_skips_the_same(tmp_path):
