@@ -109,6 +109,8 @@ RECIPES: dict[str, Recipe] = {
     "boosting_pixels": Recipe("pixels", "boosting", dial=""),
     "logistic_features": Recipe("features", "logistic", dial=""),
     "svm_features": Recipe("features", "svm", dial=""),
+    "forest_features": Recipe("features", "forest", dial=""),
+    "boosting_features": Recipe("features", "boosting", dial=""),
     "transfer_probe": Recipe("features", "logistic", start="transfer", dial=""),
     # with synthetic images
     "synthetic_gated": Recipe(synthetic="gated", dial="share", values=SHARES),
@@ -171,6 +173,8 @@ ARMS: dict[str, Arm] = {
         boosting_pixels="real, gradient boosting on pixels",
         logistic_features="real, logistic regression on the gate's features",
         svm_features="real, RBF-SVM on the gate's features",
+        forest_features="real, random forest on the gate's features",
+        boosting_features="real, gradient boosting on the gate's features",
         real="real alone",
         real_aug="real, standard augmentation",
         real_randaugment="real, RandAugment",

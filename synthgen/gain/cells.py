@@ -470,7 +470,10 @@ def _counts(recipe: Recipe, data: StudyData) -> tuple[int, int]:
 
 def _classical(cell: Cell, recipe: Recipe, setting: Setting, images: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
     """Classical models on pixels in [0, 1] or on features, one of each network's seed: what each says of the images, and the
-    setting it found. An extractor looks at the images once for all seeds."""
+    setting it found. An extractor looks at the images once for all seeds.
+
+    The search within holds out real images alone, those of a group together.
+    """
     data = setting.data
     parts = [data.real(recipe)] + ([] if (synthetic := data.synthetic(recipe)) is None else [synthetic])
     batch = Batch.concatenate(parts)
@@ -480,6 +483,7 @@ def _classical(cell: Cell, recipe: Recipe, setting: Setting, images: np.ndarray)
         embed = data.features if recipe.start == "fresh" else data.backbone
         assert embed is not None
         x, query = embed(batch.images), embed(images)
-    seeds = [network.seed for network in cell.networks]
-    each = [classical.fit_predict(recipe.model, x, batch.labels, data.spec.num_classes, [query], seed) for seed in seeds]
+    about = {"groups": data.groups_of(batch), "real": np.arange(len(batch)) < len(parts[0])}
+    classes, seeds = data.spec.num_classes, [network.seed for network in cell.networks]
+    each = [classical.fit_predict(recipe.model, x, batch.labels, classes, [query], seed, **about) for seed in seeds]
     return [(fitted.probabilities[0], dict(fitted.setting)) for fitted in each]

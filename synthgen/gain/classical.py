@@ -1,4 +1,4 @@
-"""The classical arms: models of scikit-learn on pixels or features, each tuned by cross-validation on train alone."""
+"""The classical arms: models of scikit-learn on pixels or features, each tuned by cross-validation on real images of train."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Setting = dict[str, int | float]
 Scorer = Callable[[np.ndarray], np.ndarray]
 
 SEARCH_ROWS = 1000
-"""Most rows that the search looks at; a larger train set is searched on a stratified part of it and fitted in whole."""
+"""Most rows, real and synthetic each, that the search looks at: more are searched on a stratified part and fitted in whole."""
 
 BOOSTED_COLUMNS = 256
 """Most inputs of gradient boosting, drawn by the seed: its time grows with their number, for hundreds of trees."""
@@ -81,8 +81,13 @@ def fit_predict(
     seed: int,
     groups: np.ndarray | None = None,
     weight: np.ndarray | None = None,
+    real: np.ndarray | None = None,
 ) -> Fitted:
     """Class probabilities by a model of `MODELS` whose setting was chosen by stratified cross-validation on train.
+
+    Only real rows are held out. Synthetic ones stand in the training part of every fold: what is asked is how well a setting
+    does on real images with them beside it, not how alike they are among themselves. (They were made from all real images of
+    train, those held out among them, so that the accuracy found within, `inner`, is too high for such a mix.)
 
     Inputs are centred and divided by one standard deviation for all of them: pixels, and features of one network, have
     one unit, and each divided by its own would blow up the pixels at the border (an SVM on 50 digits: 80% right, not 86%).
@@ -108,6 +113,7 @@ def fit_predict(
         seed: of the folds and of the models that draw numbers.
         groups: images of a group are held out together.
         weight: of each row in the fit, 0 or more; 1 for all if not given.
+        real: whether each row is a real image; all are if not given. Groups of others don't matter.
 
     Raises:
         ConfigError: an unknown model.
@@ -117,10 +123,11 @@ def fit_predict(
     if model not in MODELS:
         raise ConfigError(f"no classical model {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
     weight = np.ones(len(train_x)) if weight is None else np.asarray(weight, np.float64)
-    _check(train_x, train_y, num_classes, query, groups, weight)
+    real = np.ones(len(train_x), dtype=bool) if real is None else np.asarray(real, dtype=bool)
+    _check(train_x, train_y, num_classes, query, groups, weight, real)
     used = weight > 0
     x, y, weight = train_x[used].astype(np.float64), train_y[used], weight[used] / weight[used].mean()
-    groups = None if groups is None else np.asarray(groups)[used]
+    groups, real = None if groups is None else np.asarray(groups)[used], real[used]
 
     # imported first: what is loaded under the limit doesn't keep to it, and boosting's threads would wait for each other
     for part in ("ensemble", "linear_model", "svm"):
@@ -130,7 +137,7 @@ def fit_predict(
 
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        chosen = _search(MODELS[model], x, y, weight, groups, num_classes, seed)
+        chosen = _search(MODELS[model], x, y, weight, groups, real, num_classes, seed)
         scores = _scorer(MODELS[model], x, y, weight, chosen.setting, num_classes, seed)
         given = tuple(_probabilities(scores(rows.astype(np.float64)), chosen.sharpness).astype(np.float32) for rows in query)
     return Fitted(given, chosen.setting, chosen.inner, time.perf_counter() - started, chosen.note)
@@ -147,18 +154,27 @@ class _Choice:
 
 
 def _search(
-    model: Model, x: np.ndarray, y: np.ndarray, weight: np.ndarray, groups: np.ndarray | None, num_classes: int, seed: int
+    model: Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    groups: np.ndarray | None,
+    real: np.ndarray,
+    num_classes: int,
+    seed: int,
 ) -> _Choice:
     default = SHARPNESS if model.tempered else None
     if len(np.unique(y)) == 1:
         return _Choice(model.grid[0], default, None, "train has one class")
     note = ""
-    if len(y) > SEARCH_ROWS:
-        part = folds(y, -(-len(y) // SEARCH_ROWS), seed, "classical/part", groups)
-        rows = np.flatnonzero(part <= 0)
-        x, y, weight, groups = x[rows], y[rows], weight[rows], None if groups is None else groups[rows]
+    if max(real.sum(), (~real).sum()) > SEARCH_ROWS:
+        parts = _part(y, np.flatnonzero(real), seed, groups), _part(y, np.flatnonzero(~real), seed, None)
+        rows = np.sort(np.concatenate(parts))
+        x, y, weight, real, groups = x[rows], y[rows], weight[rows], real[rows], None if groups is None else groups[rows]
         note = f"its setting was searched on {len(rows)} of the images"
-    fold = folds(y, model.folds, seed, "classical/folds", groups)
+    fold = np.full(len(y), -1)
+    if real.any():
+        fold[real] = folds(y[real], model.folds, seed, "classical/folds", None if groups is None else groups[real])
     held = fold >= 0
     if not held.any():
         return _Choice(model.grid[0], default, None, "no image of train could be held out: the setting is the default")
@@ -177,6 +193,14 @@ def _search(
             best = loss, _Choice(setting, sharpness, inner, note)
     assert best is not None
     return best[1]
+
+
+def _part(y: np.ndarray, rows: np.ndarray, seed: int, groups: np.ndarray | None) -> np.ndarray:
+    """About `SEARCH_ROWS` of the rows, each class in its share and groups as a whole; all of them if they aren't more."""
+    if len(rows) <= SEARCH_ROWS:
+        return rows
+    own = None if groups is None else groups[rows]
+    return rows[folds(y[rows], -(-len(rows) // SEARCH_ROWS), seed, "classical/part", own) <= 0]
 
 
 def folds(
@@ -324,11 +348,18 @@ MODELS: dict[str, Model] = {
 
 
 def _check(
-    x: np.ndarray, y: np.ndarray, num_classes: int, query: Sequence[np.ndarray], groups: np.ndarray | None, weight: np.ndarray
+    x: np.ndarray,
+    y: np.ndarray,
+    num_classes: int,
+    query: Sequence[np.ndarray],
+    groups: np.ndarray | None,
+    weight: np.ndarray,
+    real: np.ndarray,
 ) -> None:
     if x.ndim != 2 or len(x) == 0:
         raise DataError(f"a classical model needs rows of numbers to learn from, not an array of shape {x.shape}")
-    if len(y) != len(x) or weight.shape != (len(x),) or (groups is not None and len(groups) != len(x)):
+    lengths = {len(y), len(weight), len(real), len(x) if groups is None else len(groups)}
+    if lengths != {len(x)} or weight.ndim != 1 or real.ndim != 1:
         raise DataError(f"{len(x)} rows need as many labels, weights and groups; there are {len(y)} labels")
     if y.min() < 0 or y.max() >= num_classes:
         raise DataError(f"labels {y.min()} to {y.max()} with {num_classes} classes: unlabelled rows can't be learnt from")

@@ -27,6 +27,7 @@ class StudyData:
         others: what the gate kept of each other generator.
         pool_labels: images of the pool with the labels that the generator had of them; None where it saw no pool.
         truth: labels of reference and pool in a simulation, -1 where they aren't known either; None without one.
+        groups: key of a labelled real image -> its group (patient, recording); empty where images carry none.
         features: the gate's extractor, images -> (n, d); None where there is none.
         pretrained: weights of `ClassifierNetwork` that the transfer arm starts from (some of them), or None.
         pretrained_note: what was taken up of it, and what wasn't.
@@ -48,6 +49,7 @@ class StudyData:
     others: Mapping[str, Batch] = field(default_factory=dict)
     pool_labels: Batch | None = None
     truth: np.ndarray | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
     features: Callable[[np.ndarray], np.ndarray] | None = None
     pretrained: Mapping[str, Tensor] | None = None
     pretrained_note: str = ""
@@ -90,6 +92,14 @@ class StudyData:
         if recipe.times is None:
             return batch
         return batch.take(nested(batch.labels, 0, "times")[: round(recipe.times * len(self.train))])
+
+    def groups_of(self, batch: Batch) -> np.ndarray | None:
+        """A number for the group of each image, one of none alone in its own; None where no image carries a group."""
+        if not self.groups:
+            return None
+        names = [("group", self.groups[key]) if key in self.groups else ("alone", key) for key in batch.keys]
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        return np.array([places[name] for name in names], dtype=np.int64)
 
     def real(self, recipe: Recipe) -> Batch:
         """The labelled real images of a recipe."""

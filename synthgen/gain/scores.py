@@ -100,4 +100,7 @@ def _check(
             f"(one has {labels[outside][0]}); score labelled images only"
         )
     if not np.isfinite(probabilities).all():
-        raise DataError("class probabilities that aren't finite: did the training diverge?")
+        raise DataError(
+            "class probabilities that aren't finite: did the training diverge? Lower classifier.lr, or look for broken images "
+            "with `synthgen audit`"
+        )

@@ -139,6 +139,8 @@ def _with_the_rest(contest: Contest, data: StudyData) -> StudyData:
     if config.gain.simulate:
         hidden = split.hidden()
         truth = np.array([hidden.get(key, UNLABELLED) for key in (*reference.keys, *pool.keys)], dtype=np.int64)
+    labelled = {"train": data.train, "val": data.val, "reference": reference}
+    grouped = {key: group for role, batch in labelled.items() for key, group in zip(batch.keys, split.groups(role), strict=True)}
     judging = Judging(order, split, contest.networks) if contest.networks is not None else None
     start = transfer.read(Path(config.gain.transfer), order, split) if config.gain.transfer else None
     return replace(
@@ -149,6 +151,7 @@ def _with_the_rest(contest: Contest, data: StudyData) -> StudyData:
         others={other.name: other.kept(order, split)[0] for other in contest.others},
         pool_labels=raw.read(pools.folder_of(split) / pools.LABELS, split.spec) if config.pool.train else None,
         truth=truth,
+        groups={key: group for key, group in grouped.items() if group is not None},
         features=transfer.embedding(judging.extractor, order, split) if judging is not None else None,
         pretrained=start.weights if start is not None else None,
         pretrained_note=start.note if start is not None else "",

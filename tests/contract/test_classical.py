@@ -267,3 +267,99 @@ def test_what_is_wrong_is_said():
         fit_predict("svm", x, y, 10, [query], 0, weight=np.full(30, -1.0))
     with pytest.raises(DataError, match="rows of numbers"):
         fit_predict("svm", x[:0], y[:0], 10, [query], 0)
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """What the search fits and what it holds out, fit by fit; the last column of the inputs tells the rows apart."""
+    seen, plain = [], classical._scorer
+
+    def watched(model, x, *rest):
+        scorer, held = plain(model, x, *rest), []
+        seen.append((x[:, -1].astype(int).tolist(), held))
+
+        def scores(rows):
+            held.extend(rows[:, -1].astype(int).tolist())
+            return scorer(rows)
+
+        return scores
+
+    monkeypatch.setattr(classical, "_scorer", watched)
+    return seen
+
+
+def numbered(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Digits, the number of each in a last column."""
+    x, y, _, _ = subset(n, seed)
+    return np.concatenate([x, np.arange(n, dtype=np.float32)[:, None]], axis=1), y
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("model", MODELS)
+def test_no_synthetic_row_is_ever_held_out_and_each_is_learnt_from_in_every_fold(model, searched):
+    x, y = numbered(80)
+    real = np.arange(80) < 50
+    fit_predict(model, x, y, 10, [x[:1]], seed=0, real=real)
+    *folds_seen, (last, _) = searched
+    assert len(folds_seen) == 4, "two settings, two folds"
+    for fitted, held in folds_seen:
+        assert held
+        assert set(held) <= set(range(50))
+        assert not set(held) & set(fitted)
+        assert set(range(50, 80)) <= set(fitted)
+        assert len(fitted) + len(held) == 80
+    assert sorted(last) == list(range(80)), "the fit is on all"
+
+
+def test_synthetic_rows_among_themselves_choose_no_setting():
+    """1,000 images of noise that repeat each other's labels would have an SVM of the narrowest kernel win."""
+    x, y, _, _ = subset(60)
+    rng = np.random.default_rng(0)
+    noise = np.repeat(rng.random((100, 64), dtype=np.float32), 5, axis=0)
+    labels = np.repeat(rng.integers(0, 10, 100), 5)
+    both, of_both = np.concatenate([x, noise]), np.concatenate([y, labels])
+    real = np.arange(len(both)) < len(x)
+    told = fit_predict("svm", both, of_both, 10, [x], seed=0, real=real)
+    untold = fit_predict("svm", both, of_both, 10, [x], seed=0)
+    assert untold.inner is not None
+    assert told.inner is not None
+    assert untold.inner > 0.95, "copies of what was learnt from"
+    assert told.inner < 0.95, "unseen digits"
+
+
+@pytest.mark.usefixtures("fast")
+def test_many_rows_are_searched_on_a_part_of_each_kind(searched, monkeypatch):
+    monkeypatch.setattr(classical, "SEARCH_ROWS", 40)
+    x, y = numbered(150)
+    real = np.arange(150) < 60
+    found = fit_predict("logistic", x, y, 10, [x[:1]], seed=0, real=real)
+    looked_at = {row for fitted, held in searched[:-1] for row in (*fitted, *held)}
+    assert 20 <= len([row for row in looked_at if row < 60]) <= 40
+    assert 20 <= len([row for row in looked_at if row >= 60]) <= 40
+    assert found.note == f"its setting was searched on {len(looked_at)} of the images"
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_mix_without_a_real_row_takes_the_default():
+    x, y, query, _ = subset(50)
+    found = fit_predict("logistic", x, y, 10, [query], seed=0, real=np.zeros(50, bool))
+    assert found.inner is None
+    assert "default" in found.note
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("model", CHEAP)
+def test_groups_are_held_out_together_beside_synthetic_rows(model, searched):
+    x, y = numbered(90)
+    group = np.arange(90) % 12
+    fit_predict(model, x, y, 10, [x[:1]], seed=0, groups=group, real=np.arange(90) < 60)
+    for fitted, held in searched[:-1]:
+        assert held
+        of_held = {group[row] for row in held}
+        assert not of_held & {group[row] for row in fitted if row < 60}
+
+
+def test_other_lengths_are_refused():
+    x, y, _, _ = subset(20)
+    with pytest.raises(DataError, match="as many labels, weights and groups"):
+        fit_predict("logistic", x, y, 10, [x], seed=0, real=np.ones(19, bool))

@@ -253,7 +253,7 @@ SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "acti
     [
         (
             {"features": None},
-            {"logistic_features", "svm_features"},
+            {"logistic_features", "svm_features", "forest_features", "boosting_features"},
             "needs the gate's extractor, and there is no features folder",
         ),
         ({"pool_labels": None}, POOL_ARMS, r"needs a pool that the generator was trained on: split\.pool and pool\.train=true"),

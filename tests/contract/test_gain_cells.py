@@ -14,7 +14,7 @@ from synthgen.config.load import load
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.data.stacks import Stack, one_hot
 from synthgen.errors import CheckpointError
-from synthgen.gain import cells
+from synthgen.gain import cells, classical
 from synthgen.gain.active import k_center
 from synthgen.gain.arms import RECIPES, TEACHER, recipe_of, searched
 from synthgen.gain.cells import (
@@ -452,7 +452,28 @@ def test_k_center_is_greedy():
 # What is left
 
 
-@pytest.mark.parametrize("name", ["synthetic_gated", "fixmatch", "svm_pixels", "logistic_features", "transfer_probe"])
+@pytest.mark.parametrize("name", ["svm_pixels", "svm_pixels+synthetic", "forest_features@all", "boosting_features+synthetic"])
+def test_a_classical_search_is_told_which_images_are_real_and_whose_they_are(setting, monkeypatch, name):
+    told = {}
+    monkeypatch.setattr(cells.classical, "fit_predict", lambda *given, **about: told.update(about) or fitted(given))
+
+    def fitted(given):
+        return classical.Fitted(tuple(np.full((len(q), 3), 1 / 3, np.float32) for q in given[4]), {}, None, 0.0, "")
+
+    train_cell(cell_of(name), setting, None)
+    own = recipe_of(name)
+    keys = setting.data.real(own).keys + (setting.data.gated.keys if own.synthetic else ())
+    assert told["real"].tolist() == [not key.startswith("gated") for key in keys]
+    assert told["groups"] is None
+    grouped = replace(setting.data, groups={"train-000": "ann", "train-002": "bob", "train-005": "ann", "val-001": "ann"})
+    train_cell(cell_of(name), replace(setting, data=grouped), None)
+    of = dict(zip(keys, told["groups"].tolist(), strict=True))
+    assert of["train-000"] == of["train-005"] != of["train-002"]
+    assert "val-001" not in of or of["val-001"] == of["train-000"]
+    assert len(set(of.values())) == len(keys) - (2 if "val-001" in of else 1), "each of the others stands alone"
+
+
+@pytest.mark.parametrize("name", ["synthetic_gated", "fixmatch", "svm_pixels", "forest_features", "transfer_probe"])
 def test_a_finished_cell_predicts_the_same_from_its_bytes(setting, name):
     cell = cell_of(name)
     done = train_cell(cell, setting, None)

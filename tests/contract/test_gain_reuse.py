@@ -175,6 +175,22 @@ def test_more_arms_after_the_opening_are_an_alarm(finished):
     assert control.answer.startswith(f"{number} networks were trained after them")
 
 
+# What the arms are given
+
+
+def test_the_groups_of_labelled_images_are_known_to_the_arms(run, split, monkeypatch):
+    def groups(self: Split, role: str) -> tuple[str | None, ...]:
+        return tuple(f"{role} {place}" if place < 2 else None for place in range(len(self.on_disk(role))))
+
+    order = jobs.Order(config())
+    contest = Contest.of(order, split, Judged("vae", run.out / "candidates", run.out / "gate", ("one", "one")))
+    assert gains._setting.__wrapped__(contest).data.groups == {}
+    monkeypatch.setattr(Split, "groups", groups)
+    found = gains._setting.__wrapped__(contest).data.groups
+    keys = {role: split.role(role).keys[:2] for role in ("train", "val", "reference")}
+    assert found == {key: f"{role} {place}" for role, two in keys.items() for place, key in enumerate(two)}
+
+
 # What is trained again
 
 
@@ -338,7 +354,8 @@ def test_a_cells_key_is_of_what_it_looks_at():
     synthetic = {name for name in RECIPES if name.startswith("synthetic_")}
     assert changed(candidates="1") == changed(gate="1") == synthetic
     assert changed(other_gan="1") == {"generator_gan"}
-    assert changed(features="1") == changed(extractor="1") == {"logistic_features", "svm_features"}
+    on_features = {"logistic_features", "svm_features", "forest_features", "boosting_features"}
+    assert changed(features="1") == changed(extractor="1") == on_features
     assert changed(transfer="1") == {"transfer", "transfer_probe"}
     assert changed(pool="1") == {"pool_labels", "synthetic_pool"}
     assert changed(split="1") == set(), "that is the folder's"

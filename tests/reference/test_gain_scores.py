@@ -84,7 +84,7 @@ def test_a_calibrated_classifier_has_a_small_error_and_an_overconfident_one_has_
         (np.zeros((0, 2)), np.zeros(0, np.int64), None, "no images"),
         (np.ones((2, 2)) / 2, np.array([0, -1]), None, "1 of 2 images have no label among the 2 classes"),
         (np.ones((2, 2)) / 2, np.array([0, 2]), None, "one has 2"),
-        (np.full((2, 2), np.nan), np.array([0, 1]), None, "finite"),
+        (np.full((2, 2), np.nan), np.array([0, 1]), None, "finite: did the training diverge.* Lower classifier.lr, or look for"),
         (np.ones((2, 2)) / 2, np.array([0, 1]), ["a"], "1 groups"),
     ],
 )
