@@ -144,6 +144,11 @@ class FeaturesConfig(Section):
     width: PositiveInt = Field(24, description="channels of the first block")
     steps: PositiveInt = Field(200, description="gradient steps of each network")
     dim: PositiveInt = Field(48, description="dimensions of the domain extractor's features")
+    init_from: str | None = Field(
+        None,
+        description="features/ folder of another run, trained on other classes or another data set: the extractor and the judges "
+        "start from its extractor, all but the class layer; width and dim must be those that it has",
+    )
     defect_steps: Count = Field(300, description="gradient steps of each network of the defect detector; 0 leaves it out")
     defect_batch_size: PositiveInt = Field(40, description="images a step of the defect detector")
     extractor: Literal["domain", "inception", "dinov2", "torchscript"] = Field(

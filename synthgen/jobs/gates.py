@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from synthgen import extraction, randomness, sampling, storage, training
 from synthgen.config.schema import RunConfig
 from synthgen.data.planted import blurred
-from synthgen.errors import ConfigError, DataError, StorageError
+from synthgen.errors import CheckpointError, ConfigError, DataError, StorageError
 from synthgen.gate import filters, judge
 from synthgen.gate.evidence import Evidence, Real
 from synthgen.gate.least import LEAST
 from synthgen.gate.sensitivity import planted_recall
-from synthgen.jobs import pools
+from synthgen.jobs import backbones, pools
 from synthgen.jobs.candidates import label_plan, load_candidates
 from synthgen.jobs.order import Order
 from synthgen.jobs.real import Split
 from synthgen.metrics import extractors
-from synthgen.models.classifier import Classifier, FeatureLayer, probabilities
+from synthgen.models.classifier import Classifier, ClassifierNetwork, FeatureLayer, probabilities
 from synthgen.models.defects import DefectDetector, margins
 from synthgen.shards import table
 from synthgen.types import UNLABELLED, Batch, DatasetSpec, FeatureSet, GateReport, Progress, Silent
@@ -32,10 +33,12 @@ from synthgen.workers import Pool
 
 CACHE = "features-cache"
 """Folder beside the networks that holds images' features; it may be deleted at any time."""
-NEVER_CHANGE_A_BYTE = ("path", "sha256", "cache", "devices")
+NEVER_CHANGE_A_BYTE = ("path", "sha256", "cache", "devices", "init_from")
 """Keys of `features` that no stage's fingerprint covers: the weights count as an input, wherever they lie."""
 EXTRACTOR_KEYS = (*NEVER_CHANGE_A_BYTE, "extractor", "size_px")
 """Keys of `features` that the networks don't depend on: another extractor needs no other judges."""
+
+START = "features.init_from"
 
 DEFECT_FOLDS = 2
 """Networks of the defect detector, each blind to a half of the real images."""
@@ -47,12 +50,22 @@ def features(order: Order, split: Split, out: Path, pool: Pool | None = None) ->
 
     Extractor and judges are trained on the train fold alone. The detector needs no labels: it is trained on train, val and
     reference, in two halves, and what it says of a real image is said by the network that was blind to it. The networks
-    don't depend on each other, so a pool trains several at a time.
+    don't depend on each other, so a pool trains several at a time. With `features.init_from` extractor and judges start from
+    another run's extractor, which was trained on none of these images.
+
+    Raises:
+        CheckpointError: see `check_start`.
     """
     own = order.config.features
     settings = _settings(order, ("features", "classifier", "augment", "seed"), EXTRACTOR_KEYS)
-    with order.stage(out, "features", settings, {"split": split.digest}) as work:
+    inputs = {"split": split.digest}
+    before: backbones.Origins = ()
+    if own.init_from:
+        inputs["init_from"] = backbones.digest(Path(own.init_from), START)
+        before = backbones.trained_on(Path(own.init_from), START)
+    with order.stage(out, "features", settings, inputs) as work:
         if not work.done:
+            check_start(order, split)
             names = [f"defects-{number}" for number in range(DEFECT_FOLDS if own.defect_steps else 0)]  # the longest first
             names += ["extractor", *(f"judge-{number}" for number in range(own.folds))]
             order.progress.start("features", len(names))
@@ -61,6 +74,7 @@ def features(order: Order, split: Split, out: Path, pool: Pool | None = None) ->
             done = (pool or Pool(1)).map(_train_network, tasks, order.progress)
             for name, weights in zip(names, done, strict=True):
                 work.write_bytes(f"{name}.safetensors", weights)
+            backbones.write_trained_on(work.path(backbones.TRAINED_ON), split, before)
             if own.cache:
                 Judging(order, split, out).remember_real()
     words = "a defect detector" if own.defect_steps else "no defect detector"
@@ -87,6 +101,8 @@ def _train_network(task: _NetworkTask, progress: Progress) -> bytes:
         if kind == "judge":
             batch = batch.take(folds(batch.labels, config.features.folds, config.seed) != int(number))
         module = _judge_network(config, split.spec, config.seed + (int(number) + 1 if number else 0))
+        if config.features.init_from:
+            module.network.load_state_dict(_body(_start(order, split)), strict=False)
     training.fit(
         module,
         [(batch, module.config.batch_size)],
@@ -98,6 +114,28 @@ def _train_network(task: _NetworkTask, progress: Progress) -> bytes:
     )
     progress.advance("features")
     return save_tensors({name: tensor.contiguous() for name, tensor in module.network.state_dict().items()})
+
+
+def _start(order: Order, split: Split) -> ClassifierNetwork:
+    """The network of `features.init_from`.
+
+    Raises:
+        CheckpointError: it can't be read, may have seen the test images (`backbones.read`), or has other sizes.
+    """
+    own = order.config.features
+    found = backbones.read(Path(own.init_from or ""), START, split)
+    width, dim = found.to_features.in_features // 4, found.to_features.out_features
+    if (width, dim) != (own.width, own.dim):
+        raise CheckpointError(
+            f"{START}={own.init_from}: its network has features.width={width} and features.dim={dim}, here they are {own.width} "
+            f"and {own.dim}; give features.width={width} features.dim={dim}"
+        )
+    return found
+
+
+def _body(network: ClassifierNetwork) -> dict[str, Tensor]:
+    """All weights but those of the class layer."""
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("head.")}
 
 
 def _settings(order: Order, sections: tuple[str, ...], left_out: tuple[str, ...]) -> dict[str, Any]:
@@ -166,13 +204,27 @@ def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path
 
 
 def check_extractor(order: Order) -> None:
-    """Refuses to start without the extractor's weights or its devices.
+    """Refuses to start without the extractor's weights, what it starts from, or its devices.
 
     Raises:
         ConfigError: no such file, another sha256, a library or a GPU that isn't there.
+        CheckpointError: nothing to start from in `features.init_from`.
     """
     extractors.check(order.config.features)
+    if order.config.features.init_from:
+        backbones.digest(Path(order.config.features.init_from), START)
     extraction.check_devices(order.device, order.config.features.devices)
+
+
+def check_start(order: Order, split: Split) -> None:
+    """Refuses a `features.init_from` that extractor and judges can't start from, before anything is trained.
+
+    Raises:
+        CheckpointError: no such network, damaged, of another width, number of features or channels; trained on another split
+            of these images, or on nobody knows what.
+    """
+    if order.config.features.init_from:
+        _start(order, split)
 
 
 def check_sizes(order: Order, split: Split) -> None:

@@ -16,7 +16,7 @@ from synthgen.jobs.candidates import load_candidates
 from synthgen.jobs.dashboards import check_tracking, track
 from synthgen.jobs.exports import Decision, export
 from synthgen.jobs.gains import Contest, Judged, check_study, gain, select
-from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, features, gate, load_gate
+from synthgen.jobs.gates import check_extractor, check_judged, check_sizes, check_start, features, gate, load_gate
 from synthgen.jobs.generators import check_generator, generate, train
 from synthgen.jobs.order import Order
 from synthgen.jobs.pools import label_pool
@@ -94,6 +94,7 @@ def run(order: Order, out: Path) -> dict[str, Any]:
         audit(order, out)
         split = Split.open(out)
         check_sizes(order, split)
+        check_start(order, split)
         check_study(order, split, config.models)
         for model in config.models:
             check_generator(order, split, model)
@@ -143,6 +144,8 @@ def assess(
     with storage.lock(out), storage.unfinished(out), Pool(order.workers) as pool:
         split = open_or_make_split(order, real, out)
         check_sizes(order, split)
+        if judged is None:
+            check_start(order, split)
         if study_gain:
             check_study(order, split)
         _, _, digest = load_candidates(candidates, split.spec, order.config)

@@ -8,26 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from synthgen import extraction, storage
-from synthgen.checkpoints import finite
 from synthgen.config.schema import FeaturesConfig
 from synthgen.errors import CheckpointError
+from synthgen.jobs import backbones
 from synthgen.jobs.gates import CACHE
 from synthgen.jobs.order import Order
-from synthgen.jobs.real import Split, share_images
+from synthgen.jobs.real import Split
 from synthgen.metrics import extractors
 from synthgen.models.classifier import ClassifierNetwork, FeatureLayer
 from synthgen.models.finetuned import Transformer
 from synthgen.models.stacked import FEATURES
-from synthgen.types import UNLABELLED, Batch, DatasetSpec
+from synthgen.types import UNLABELLED, Batch
 
-EXTRACTOR = "extractor.safetensors"
-LAYERS = {"stages.0.weight": 4, "to_features.weight": 2, "head.weight": 2}
-"""Its tensors that tell its width, its features and its classes, and their dimensions."""
+KEY = "gain.transfer"
 
 
 @dataclass(frozen=True)
@@ -53,13 +49,13 @@ def digest(folder: Path) -> str:
     Raises:
         CheckpointError: neither a features folder of a run nor a transformers folder.
     """
-    if (folder / EXTRACTOR).is_file():
-        return storage.sha256_file(folder / EXTRACTOR)
+    if (folder / backbones.EXTRACTOR).is_file():
+        return backbones.digest(folder, KEY)
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
         files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
         return storage.sha256_json({path.name: storage.sha256_file(path) for path in files})
     raise CheckpointError(
-        f"gain.transfer={folder}: neither a run's features/ folder ({EXTRACTOR}) nor a transformers folder "
+        f"{KEY}={folder}: neither a run's features/ folder ({backbones.EXTRACTOR}) nor a transformers folder "
         "(config.json, model.safetensors)"
     )
 
@@ -68,19 +64,19 @@ def read(folder: Path, order: Order, split: Split) -> Start:
     """The weights in `folder`, as far as they fit.
 
     Raises:
-        CheckpointError: no such weights, a network for images of other channels, or one that may have seen the test images.
+        CheckpointError: no such weights, a network for images of other channels, or one that may have seen the test images:
+            of a features/ folder that can be told, of a transformer it can't.
     """
     digest(folder)
     spec = split.spec
-    if not (folder / EXTRACTOR).is_file():
+    if not (folder / backbones.EXTRACTOR).is_file():
         settings = FeaturesConfig(extractor="dinov2", path=str(folder))
         extractor = extractors.load(settings)
         transform: Any = extractor.network  # the model within its transform
         size_px = transform.size_px
         tuned = Transformer(transform.model, size_px, extractors.IMAGENET_MEAN, extractors.IMAGENET_STD)
         return Start(None, embedding(extractor, order, split), f"a transformer, images at {size_px} px", tuned)
-    network = _network(folder, spec)
-    _check_unseen(folder, split)
+    network = backbones.read(folder, KEY, split)
     found = network.state_dict()
     mine = ClassifierNetwork(order.config.classifier.width, FEATURES, 0.0, spec).state_dict()
     mine = {name: value for name, value in mine.items() if not name.endswith("num_batches_tracked")}  # a scalar fits anything
@@ -91,56 +87,6 @@ def read(folder: Path, order: Order, split: Split) -> Start:
     note = f"{len(fits)} of {len(mine)} tensors taken up, fresh: {', '.join(left)}"
     extractor = extractors.domain(FeatureLayer(network.eval()), "pre-training")
     return Start(fits or None, embedding(extractor, order, split), note)
-
-
-def _network(folder: Path, spec: DatasetSpec) -> ClassifierNetwork:
-    """The extractor of another run.
-
-    Raises:
-        CheckpointError: damaged, something else, or for images of other channels.
-    """
-    try:
-        found = load_tensors((folder / EXTRACTOR).read_bytes())
-    except Exception as error:  # safetensors raises bare exceptions of its own
-        raise CheckpointError(_damaged(folder, error)) from error
-    sizes = {name: tuple(found[name].shape) if name in found else () for name in LAYERS}
-    if [len(size) for size in sizes.values()] != [*LAYERS.values()]:
-        raise CheckpointError(_damaged(folder, f"its tensors aren't an extractor's: {', '.join(sorted(found)[:3]) or 'none'}"))
-    (width, channels, *_), (dim, _), (classes, _) = sizes.values()
-    if channels != spec.image_shape[0]:
-        raise CheckpointError(
-            f"gain.transfer={folder}: trained on images of {channels} channels, here they have {spec.image_shape[0]}; "
-            "give data.channels in one of both runs"
-        )
-    theirs = DatasetSpec("pre-training", spec.image_shape, tuple(f"class {i}" for i in range(classes)), False, "")
-    try:
-        with torch.device("meta"):  # sizes alone: what the file has no weights for takes no memory
-            network = ClassifierNetwork(width, dim, 0.0, theirs)
-        network.load_state_dict(found, assign=True)
-    except RuntimeError as error:  # names, shapes, whole numbers
-        raise CheckpointError(_damaged(folder, error)) from error
-    if not finite(network.state_dict()):
-        raise CheckpointError(_damaged(folder, "a weight isn't a finite number"))
-    return network.float()
-
-
-def _damaged(folder: Path, why: object) -> str:
-    return (
-        f"gain.transfer={folder}: {EXTRACTOR} can't be read ({' '.join(str(why).split())[:200]}); "
-        "give the features/ folder of a finished run"
-    )
-
-
-def _check_unseen(folder: Path, split: Split) -> None:
-    """Networks of another split of the same images have seen this one's test images."""
-    if not (folder.parent / "split").is_dir():
-        return
-    theirs = Split.open(folder.parent)
-    if theirs.digest != split.digest and share_images(theirs.origin, split.origin):
-        raise CheckpointError(
-            f"gain.transfer={folder}: trained on another split of the same images, so it may have seen this one's test images; "
-            "start from another data set, or from other classes (data.classes)"
-        )
 
 
 def embedding(extractor: extractors.Extractor, order: Order, split: Split) -> Callable[[np.ndarray], np.ndarray]:

@@ -29,7 +29,7 @@ from synthgen.gain.cells import (
     training_of,
 )
 from synthgen.gain.data import StudyData
-from synthgen.jobs import Order, transfer
+from synthgen.jobs import Order, backbones, transfer
 from synthgen.models.classifier import Classifier, ClassifierNetwork
 from synthgen.models.stacked import FEATURES, StackedNetwork, Training
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
@@ -352,7 +352,10 @@ def test_what_fits_is_taken_up_from_another_runs_network(tmp_path, toy_spec, wid
     theirs = ClassifierNetwork(width, dim, 0.0, replace(toy_spec, class_names=("x", "y"))).state_dict()
     (tmp_path / "extractor.safetensors").write_bytes(save(theirs))
     order = Order(load("digits-smoke", ["classifier.width=4", "device=cpu"]))
-    split = SimpleNamespace(spec=toy_spec, folder=tmp_path / "split")
+    split = SimpleNamespace(spec=toy_spec, folder=tmp_path / "here" / "split", origin="mine", digest="0")
+    with pytest.raises(CheckpointError, match=r"gain\.transfer=.*nothing says what it was trained on .* or a whole copy of it"):
+        transfer.read(tmp_path, order, split)
+    backbones.write_trained_on(tmp_path / backbones.TRAINED_ON, SimpleNamespace(origin="theirs", digest="1"), ())
     found = transfer.read(tmp_path, order, split)
     assert found.embed(images(5, "x").images).shape == (5, dim), "the probe needs no fit"
     if fresh is None:
