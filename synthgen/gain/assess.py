@@ -172,7 +172,7 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
     clean = ~test.doubled
     right = predicted.argmax(1) == test.images.labels
     share = [done.seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
-    on_device = [done.device_seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
+    busy = sum(done.device_seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True))
     teachers = _teaching(study, study.recipes[arm], seed, arm_of(arm).role == "active")
     if recipe_of(study.recipes[arm]).unlabelled == "pool" and not arm_of(arm).synthetic:
         teachers += setting.data.pool_s
@@ -190,7 +190,7 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
         test=scores(predicted.astype(np.float64), test.images.labels, test.groups),
         clean=float(right[clean].mean()) if clean.any() else None,
         seconds=round(sum(share) + tuning + teachers, 3),
-        device_seconds=round(sum(on_device), 3),
+        device_seconds=round(busy + tuning + teachers if busy else 0.0, 3),  # those trained on the same device
         drawn=trained[0].drawn,
     )
 
