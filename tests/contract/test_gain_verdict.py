@@ -412,9 +412,9 @@ def test_a_gain_that_near_duplicates_make_is_an_alarm(setting):
     assert report.verdict == "use"
     control = question(report, "near duplicates of training images")
     assert control.alarm
-    assert re.fullmatch(
-        r"300 have one; without them synthetic_gated against real_aug -[\d.]+ points \(-[\d.]+ to \+[\d.]+\)", control.answer
-    )
+    assert control.answer.startswith("300 have one; without them ")
+    for pair in report.decisive:
+        assert re.search(rf"{pair[0]} against {pair[1]} -[\d.]+ points \(-[\d.]+ to ", control.answer), control.answer
     row = report.rows[0]
     assert row.clean is not None
     assert row.clean == pytest.approx(
@@ -528,22 +528,22 @@ def test_a_way_of_labelling_that_luck_alone_put_first_is_not_praised(setting):
 def test_a_gain_on_a_few_patients_is_no_gain_on_patients(setting):
     """Right on half of the patients, wrong on the others: a point more over 900 images, and nobody knows of the next patient."""
     patients = [f"p{i // 45}" for i in range(NUM_TEST)]
-    study = conducted(PAIR, setting, {})
+    study = conducted(WHOLE, setting, {})
     plain, grouped = (Locked(images(NUM_TEST, "test"), given) for given in (None, patients))
     liked = np.isin(np.arange(NUM_TEST) // 45, np.random.default_rng(0).permutation(20)[:11])
 
     def lucky(cell: Cell) -> np.ndarray:
         draws = [np.random.default_rng(n.seed).random(NUM_TEST) for n in cell.networks]
-        share = np.where(liked, 0.95, 0.55) if cell.recipe == "synthetic_gated" else np.full(NUM_TEST, 0.7)
+        share = np.where(liked, 0.95, 0.55) if cell.recipe.startswith("synthetic") else np.full(NUM_TEST, 0.7)
         return np.stack([predicted(each < share, plain.images.labels) for each in draws])
 
     found = {cell: lucky(cell) for cell in study.trained}
     by_image, by_group = (assess(study, found, test, setting) for test in (plain, grouped))
     assert (by_image.verdict, by_group.verdict) == ("use", "insufficient evidence")
     assert "5 seeds, 900 test images in 20 groups)" in by_group.reasons[0]
-    assert "900 test images in 20 groups are too few" in by_group.reasons[1]
+    assert any("900 test images in 20 groups are too few" in reason for reason in by_group.reasons)
     assert "groups" not in by_image.reasons[0]
-    assert [a.arm for a in by_group.accuracies] == list(PAIR)
+    assert {a.arm for a in by_group.accuracies} == set(WHOLE)
     for one, other in zip(by_image.accuracies, by_group.accuracies, strict=True):
         assert one.accuracy == other.accuracy
         assert other.low <= other.accuracy <= other.high
