@@ -215,7 +215,7 @@ def _trained(
     else:
         sources, num_real, num_synthetic = sources_of(cell, recipe, setting, teach)
     module, before = _module(cell, recipe, setting)
-    spent = _fit(module, sources, cell, setting, setting.classifier.steps - (recipe.start == "synthetic") * before.steps)
+    spent = _fit(module, sources, cell, setting)
     return module, num_real, num_synthetic, chosen, Spent(before.steps + spent.steps, before.drawn + spent.drawn)
 
 
@@ -404,7 +404,7 @@ def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
             module = StackedClassifier(
                 setting.classifier, data.spec, _streams(cell), setting.augment, training_of(cell, recipe_of(cell.recipe))
             )
-            _fit(module, sources, cell, setting, setting.classifier.steps)
+            _fit(module, sources, cell, setting)
             guesses = list(stacked_probabilities(module.network, images, setting.device))
             of_train = list(stacked_probabilities(module.network, data.train.images, setting.device))
         for i, network in enumerate(cell.networks):
@@ -440,7 +440,7 @@ def _start(cell: Cell, recipe: Recipe, setting: Setting) -> tuple[list[Mapping[s
         blank = np.zeros((len(images), data.spec.num_classes), np.float32)
         sources = [Source.shared(images, blank, s, min(2 * config.batch_size, len(images)))]
         simclr = SimCLR(config, data.spec, _streams(cell), setting.augment)
-        spent = _fit(simclr, sources, cell, setting, config.steps)
+        spent = _fit(simclr, sources, cell, setting)
         body = [simclr.network.get(i) for i in range(s)]
         return [{name: value for name, value in each.items() if not name.startswith("head.")} for each in body], spent
     if recipe.start == "synthetic":
@@ -448,13 +448,13 @@ def _start(cell: Cell, recipe: Recipe, setting: Setting) -> tuple[list[Mapping[s
         sources = [Source.shared(batch.images, one_hot(batch.labels, data.spec.num_classes), s, setting.classifier.batch_size)]
         config = setting.classifier.model_copy(update={"steps": setting.classifier.steps // 2})
         module = StackedClassifier(config, data.spec, _streams(cell), setting.augment, Training())
-        spent = _fit(module, sources, cell, setting, config.steps)
+        spent = _fit(module, sources, cell, setting)
         return [module.network.get(i) for i in range(s)], spent
     return None, Spent(0, 0)
 
 
-def _fit(module: Any, sources: list[Source], cell: Cell, setting: Setting, steps: int) -> Spent:
-    stack = Stack(sources, _streams(cell), setting.device)
+def _fit(module: Any, sources: list[Source], cell: Cell, setting: Setting) -> Spent:
+    stack, steps = Stack(sources, _streams(cell), setting.device), module.config.steps
     fit(module, stack, steps=steps, seed=0, task=cell.name, progress=Silent(), device=setting.device)
     return Spent(steps, steps * sum(source.count for source in sources))
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from synthgen.gain.arms import Recipe, arm_of, recipe_of
+from synthgen.gain.stats import cluster_ids
 from synthgen.models.finetuned import Transformer
 from synthgen.randomness import stream
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
@@ -95,11 +96,7 @@ class StudyData:
 
     def groups_of(self, batch: Batch) -> np.ndarray | None:
         """A number for the group of each image, one of none alone in its own; None where no image carries a group."""
-        if not self.groups:
-            return None
-        names = [("group", self.groups[key]) if key in self.groups else ("alone", key) for key in batch.keys]
-        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        return np.array([places[name] for name in names], dtype=np.int64)
+        return cluster_ids([self.groups.get(key) for key in batch.keys]) if self.groups else None
 
     def real(self, recipe: Recipe) -> Batch:
         """The labelled real images of a recipe."""

@@ -217,8 +217,8 @@ def _equal_steps(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     answer += f", but {'; '.join(others)} (those before its own training included)" if others else ""
     rivals = [spent[base] for _, base in decisive if base in spent]
     ours = [spent[arm] for arm, base in decisive if arm in spent and base in spent]
-    longer = any(max(mine) > max(theirs) for mine, theirs in zip(zip(*ours, strict=True), zip(*rivals, strict=True), strict=True))
-    return Control("Do both sides train as long?", answer, longer)
+    longer = [max(each[k] for each in ours) > max(each[k] for each in rivals) for k in (0, 1) if ours]  # steps; images
+    return Control("Do both sides train as long?", answer, any(longer))
 
 
 def _stand_in(found: Found) -> Control:

@@ -36,10 +36,14 @@ def digest(folder: Path, key: str) -> str:
     Raises:
         CheckpointError: no such file.
     """
+    return storage.sha256_file(_weights(folder, key))
+
+
+def _weights(folder: Path, key: str) -> Path:
     if not (folder / EXTRACTOR).is_file():
         found = "holds no" if folder.is_dir() else "no such folder; it should hold"
         raise CheckpointError(f"{key}={folder}: {found} {EXTRACTOR}; give the features/ folder of another run")
-    return storage.sha256_file(folder / EXTRACTOR)
+    return folder / EXTRACTOR
 
 
 def read(folder: Path, key: str, split: Split) -> ClassifierNetwork:
@@ -55,7 +59,6 @@ def read(folder: Path, key: str, split: Split) -> ClassifierNetwork:
             these images, so that it may have seen the test images, or on nobody knows what.
         StorageError: a file of the folder was changed since.
     """
-    digest(folder, key)
     network = _network(folder, key, split.spec)
     for origin, folds in trained_on(folder, key):
         if folds != split.digest and share_images(origin, split.origin):
@@ -102,8 +105,9 @@ def write_trained_on(path: Path, split: Split, before: Origins) -> None:
 
 
 def _network(folder: Path, key: str, spec: DatasetSpec) -> ClassifierNetwork:
+    path = _weights(folder, key)
     try:
-        found = load_tensors((folder / EXTRACTOR).read_bytes())
+        found = load_tensors(path.read_bytes())
     except Exception as error:  # safetensors raises bare exceptions of its own
         raise CheckpointError(_damaged(folder, key, error)) from error
     sizes = {name: tuple(found[name].shape) if name in found else () for name in LAYERS}
