@@ -3,6 +3,7 @@
     .venv/bin/python scripts/bench/splits.py --splits 10 [--recipe digits] [--out FOLDER] [--json FILE]
     .venv/bin/python scripts/bench/splits.py --recipe cifar10-2k --splits 1 --out outputs/gpu device=cuda   (one GPU)
     .venv/bin/python scripts/bench/splits.py --sum FOLDER [--first 20 --splits 7]     of runs that are finished: seconds
+    .venv/bin/python scripts/bench/splits.py --sum docs/results/digits-200.json       of what --json wrote
     .venv/bin/python scripts/bench/splits.py --quick                                  a check, no result; under a minute
 
 Each split is a run of its own in a fresh process, FOLDER/split-N, with its own train, val, reference and test images. An
@@ -61,7 +62,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="first split seed")
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one if not given")
-    parser.add_argument("--sum", type=Path, metavar="FOLDER", help="run nothing: sum the finished runs FOLDER/split-N")
+    about_sum = "run nothing: sum the finished runs FOLDER/split-N, or those in a file that --json wrote"
+    parser.add_argument("--sum", type=Path, metavar="FOLDER|FILE", help=about_sum)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="two splits of digits-smoke: a check, no result")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
@@ -71,7 +73,7 @@ def main() -> None:
     about: Row = {"machine": machine(), "versions": versions("torch", "synthgen"), **what}
     print("\n".join(f"{key}: {value}" for key, value in (about | about["machine"]).items()), flush=True)
     if asked.sum:
-        runs = [finished(asked.sum, seed) for seed in there(asked.sum, asked.first, asked.splits)]
+        runs = there(asked.sum, asked.first, asked.splits)
     else:
         settings = [*(FEW if asked.quick else []), *asked.settings]
         at_once, threads_each = (2, {"OMP_NUM_THREADS": "1"}) if asked.quick else (1, {})  # a run that counts has all cores
@@ -81,18 +83,50 @@ def main() -> None:
     result = about | {"runs": runs, **summary(runs)}
     show(result)
     if asked.json:
-        asked.json.write_text(json.dumps(result, indent=2) + "\n")
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(json.dumps(run) for run in map(slim, runs))  # a line a run: a diff shows which are new
+        head = json.dumps(result | {"runs": []}, indent=1)
+        asked.json.write_text(head.replace('"runs": []', f'"runs": [\n{lines}\n ]') + "\n")
 
 
-def there(folder: Path, first: int, splits: int | None) -> list[int]:
-    """Seeds of the splits that were asked for; without a number, of all from the first on that are finished."""
-    if splits is not None:
-        return list(range(first, first + splits))
-    seeds = sorted(int(path.parent.name.removeprefix("split-")) for path in folder.glob("split-*/verdict.json"))
-    found = [seed for seed in seeds if seed >= first]
-    if not found:
-        sys.exit(f"--sum {folder}: no finished run of a split from {first} on (split-N/verdict.json)")
-    return found
+def there(place: Path, first: int, splits: int | None) -> list[Row]:
+    """The splits that were asked for; without a number, all from the first on that are finished."""
+    kept = {}
+    if place.is_file():
+        kept = {run["split_seed"]: run for run in json.loads(place.read_text(encoding="utf-8"))["runs"]}
+    seeds = sorted(kept or (int(path.parent.name.removeprefix("split-")) for path in place.glob("split-*/verdict.json")))
+    wanted = [seed for seed in seeds if seed >= first] if splits is None else list(range(first, first + splits))
+    if not wanted or (kept and not set(wanted) <= set(seeds)):
+        sys.exit(
+            f"--sum {place}: of the splits asked for, none or not all are there as finished runs; there are {seeds or 'none'}"
+        )
+    return [kept[seed] if kept else finished(place, seed) for seed in wanted]
+
+
+OF_ARM = (
+    *("recipe", "synthetic", "simulation", "networks", "num_real", "num_synthetic", "dial_value"),
+    *("val_accuracy", "test_accuracy", "low", "high", "difference", "difference_low", "difference_high"),
+    *("best_real", "best_synthetic", "seconds"),
+)
+"""What is kept of an arm: enough for every table here."""
+
+
+def slim(run: Row) -> Row:
+    """A run without what no table here needs, figures to six places."""
+    arms = {name: {key: brief(row.get(key)) for key in OF_ARM} for name, row in run["arms"].items()}
+    gates = {name: {"verdict": gate["verdict"], "kept": gate["kept"]} for name, gate in run.get("gate", {}).items()}
+    pairs = [
+        {key: brief(i[key]) for key in ("arm", "baseline", "low", "high")}
+        for i in run["intervals"]
+        if (i["arm"], i["baseline"]) in PAIRS
+    ]
+    exchange = [{key: brief(each[key]) for key in ("arm", "num_real", "equivalent", "low", "high")} for each in run["exchange"]]
+    kept = {key: run[key] for key in ("split_seed", "verdict", "best_generator", "wall_s") if key in run}
+    return kept | {"gate": gates, "arms": arms, "intervals": pairs, "exchange": exchange}
+
+
+def brief(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def one(recipe: str, seed: int, *, folder: Path, settings: list[str], env: Mapping[str, str]) -> Row:

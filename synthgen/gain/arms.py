@@ -232,6 +232,7 @@ QUICK = (
     "real_aug",
     "real_randaugment",
     "real_mixup",
+    "real_distilled",
     "pseudo_labels",
     "pool_labels",
     "real_committee",
@@ -240,12 +241,14 @@ QUICK = (
     "oracle",
     "synthetic_gated",
     "synthetic_ungated",
+    "synthetic_with_copies",
+    "synthetic_soft",
     "synthetic_only",
     "synthetic_partner",
     "synthetic_committee",
     "synthetic_trainval",
 )
-"""Arms of `gain.study=quick`."""
+"""Arms of `gain.study=quick`: the rivals that a few images allow, and what a sceptic's questions need."""
 
 OTHER_GENERATOR = "generator_"
 """Arms that `gain.study=full` adds: `generator_gan` is `synthetic_gated` with the images that the gate kept of the GAN."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthgen import extraction, randomness, sampling, storage, training
 from synthgen.config.schema import RunConfig
+from synthgen.data.folds import folds
 from synthgen.data.planted import blurred
 from synthgen.errors import CheckpointError, ConfigError, DataError, StorageError
 from synthgen.gate import filters, judge
@@ -99,7 +100,7 @@ def _train_network(task: _NetworkTask, progress: Progress) -> bytes:
     else:
         batch = split.role("train")
         if kind == "judge":
-            batch = batch.take(folds(batch.labels, config.features.folds, config.seed) != int(number))
+            batch = batch.take(_judge_folds(split, config) != int(number))
         module = _judge_network(config, split.spec, config.seed + (int(number) + 1 if number else 0))
         if config.features.init_from:
             module.network.load_state_dict(_body(_start(order, split)), strict=False)
@@ -149,15 +150,29 @@ def _detector_pool(split: Split, seed: int) -> tuple[Batch, np.ndarray]:
     """All real images that the gate may see, without labels, and the half that each is in."""
     pool = Batch.concatenate([split.role(role) for role in DETECTOR_ROLES])
     plain = Batch(pool.images, np.zeros(len(pool), np.int64), pool.keys)
-    return plain, folds(plain.labels, DEFECT_FOLDS, seed)
+    blocks: list[np.ndarray] = []
+    for role in DETECTOR_ROLES:  # no block is in two roles, but each role counts its own from 0
+        blocks.append(split.blocks(role) + (blocks[-1].max(initial=-1) + 1 if blocks else 0))
+    return plain, blind_folds(plain.labels, DEFECT_FOLDS, seed, np.concatenate(blocks))
 
 
-def folds(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """Fold of each image, classes spread evenly over the folds."""
+def _judge_folds(split: Split, config: RunConfig) -> np.ndarray:
+    return blind_folds(split.role("train").labels, config.features.folds, config.seed, split.blocks("train"))
+
+
+def blind_folds(labels: np.ndarray, num: int, seed: int, blocks: np.ndarray) -> np.ndarray:
+    """Fold of each image, classes spread evenly over the folds: the network that is blind to it.
+
+    Images of one block (one patient's, near duplicates) share their fold, so the network that judges one has seen none of
+    them; unless the block is all there is of a class, which is dealt image by image: a judge has to know every class.
+    """
     order = randomness.stream(seed, "folds").permutation(len(labels))
     fold = np.empty(len(labels), dtype=np.int64)
     fold[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % num
-    return fold
+    if len(np.unique(blocks)) == len(blocks):
+        return fold
+    whole = folds(labels, num, seed, "folds/blocks", blocks)
+    return np.where(whole >= 0, whole, fold)
 
 
 def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path, name: str) -> None:
@@ -332,7 +347,7 @@ class Judging:
         else:
             self.extractor = extractors.load(config.features)
         self.cache = networks.parent / CACHE if config.features.cache else None
-        self.fold = folds(split.role("train").labels, config.features.folds, config.seed)
+        self.fold = _judge_folds(split, config)
         pool, halves = _detector_pool(split, config.seed)
         self.half = dict(zip(pool.keys, halves.tolist(), strict=True))
 

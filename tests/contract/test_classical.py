@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from synthgen.errors import ConfigError, DataError
 from synthgen.gain import classical
-from synthgen.gain.classical import MODELS, fit_predict, folds
+from synthgen.gain.classical import MODELS, fit_predict
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXELS, LABELS = load_digits(return_X_y=True)
@@ -210,36 +210,6 @@ def test_a_large_train_set_is_searched_in_part_and_fitted_in_whole(monkeypatch):
     found = fit_predict("logistic", x, y, 10, [query], seed=0)
     assert found.note == "its setting was searched on 100 of the images"
     assert (found.probabilities[0].argmax(1) == truth).mean() > 0.93
-
-
-# Folds
-
-
-def test_folds_are_stratified_and_rare_classes_stay_in_training():
-    labels = np.repeat(np.arange(4), [20, 11, 2, 1])
-    fold = folds(labels, 5, 0, "test")
-    assert np.bincount(fold[labels == 0]).tolist() == [4] * 5
-    assert sorted(np.bincount(fold[labels == 1], minlength=5)) == [2, 2, 2, 2, 3]
-    assert len(set(fold[labels == 2])) == 2
-    assert fold[labels == 3].tolist() == [-1]
-    assert np.array_equal(fold, folds(labels, 5, 0, "test"))
-    assert not np.array_equal(fold, folds(labels, 5, 1, "test"))
-
-
-def test_folds_keep_groups_whole_and_classes_learnable():
-    rng = np.random.default_rng(0)
-    groups = rng.integers(0, 30, 200)
-    labels = rng.integers(0, 4, 200)
-    labels[groups == 7] = 4  # a class in one group alone
-    fold = folds(labels, 5, 0, "test", groups)
-    assert all(len(set(fold[groups == g])) == 1 for g in range(30))
-    assert set(fold[groups == 7]) == {-1}
-    assert set(fold) == {-1, 0, 1, 2, 3, 4}
-    for each in range(5):
-        assert set(labels[fold != each]) == set(range(5))
-    assert np.bincount(fold[fold >= 0]).min() > 25
-    names = np.array([f"patient-{g}" for g in groups])
-    np.testing.assert_array_equal(fold >= 0, folds(labels, 5, 0, "test", names) >= 0)
 
 
 def test_held_out_groups_are_not_learnt_by_heart():

@@ -154,6 +154,17 @@ def test_of_finished_splits_those_that_are_asked_for_are_summed(three_splits, tm
     assert found["pairs"]["synthetic_only - real_committee"]["mean"] == pytest.approx(-7.5)
 
 
+def test_a_file_that_was_written_sums_to_the_same(three_splits, tmp_path):
+    first = figures_of("splits.py", tmp_path / "kept" / "splits.json", "--sum", str(three_splits))
+    again = figures_of("splits.py", tmp_path / "again.json", "--sum", str(tmp_path / "kept" / "splits.json"))
+    changed = {"summed", "machine", "said"}
+    assert {key: value for key, value in again.items() if key not in changed} == {
+        key: value for key, value in first.items() if key not in changed
+    }
+    one = figures_of("splits.py", tmp_path / "one.json", "--sum", str(tmp_path / "again.json"), "--first", "2", "--splits", "1")
+    assert [run["split_seed"] for run in one["runs"]] == [2]
+
+
 def test_a_split_that_is_asked_for_and_not_finished_is_named(three_splits):
     command = [sys.executable, str(ROOT / "scripts" / "bench" / "splits.py"), "--sum", str(three_splits), "--splits", "10"]
     done = subprocess.run(
