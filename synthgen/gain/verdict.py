@@ -277,7 +277,11 @@ def _cost(found: Found) -> Control:
     if i is None:
         return _not_run(found, question, arm)
     spent = found.setting.data.made_in_s + found.seconds(found.study.best_synthetic)
-    answer = f"{_said(i)}; it cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"
+    networks = next(row.networks for row in found.rows if row.arm == arm)
+    answer = f"{_said(i)}; its {networks} networks cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"
+    equal = round(networks * spent / found.seconds(arm)) if found.seconds(arm) else networks
+    if equal > networks:
+        answer += f", which is what about {equal} networks would cost (gain.large_committee={equal})"
     return Control(question, answer, i.low <= 0)
 
 
