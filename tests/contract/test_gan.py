@@ -30,9 +30,9 @@ def made(gan, labels, first: int = 0):
     return gan.eval().sample(torch.tensor(labels), Noise(0, np.arange(first, first + len(labels))))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_either_loss_learns_the_class_means(tiny, toy, toy_spec, loss):
-    gan, fit = trained(tiny, toy, toy_spec, 100, loss=loss, diffaugment=(), lr=2e-3, lr_discriminator=4e-3, gamma=1.0)
+@pytest.mark.parametrize(("loss", "steps"), [("relativistic", 100), ("hinge", 300)])  # hinge learns later on some processors
+def test_either_loss_learns_the_class_means(tiny, toy, toy_spec, loss, steps):
+    gan, fit = trained(tiny, toy, toy_spec, steps, loss=loss, diffaugment=(), lr=2e-3, lr_discriminator=4e-3, gamma=1.0)
     labels = np.repeat([0, 1, 2], 8)
     images = made(gan, labels).numpy()
     real = np.stack([toy.images[toy.labels == label].mean(0) for label in range(3)]) / 127.5 - 1
