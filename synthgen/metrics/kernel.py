@@ -66,7 +66,7 @@ def kid(
 
     Cost: O((n + m)^2 d) time in tiles and O(n chunk) memory; for the cubic kernel with d^2 < n + m the third moments in
     its place, O((n + m) d^3 / 3) time and O((n + m) d) memory. Float32 features are multiplied in float32 and agree
-    with float64 to 1e-7 of the value, or 1e-5 where both sets are of one distribution and the value is what cancelling
+    with float64 to 5e-7 of the value, or 1e-5 where both sets are of one distribution and the value is what cancelling
     sums leave; float64 features stay float64.
 
     Args:

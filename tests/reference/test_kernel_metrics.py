@@ -82,7 +82,7 @@ def test_kid_against_brute_force(n: int, m: int, d: int, offset: float, same: bo
     assert kid(x, y) == pytest.approx(kid_by_hand(x, y), rel=1e-6)
     narrow = x.astype(np.float32), y.astype(np.float32)
     wide = narrow[0].astype(np.float64), narrow[1].astype(np.float64)
-    assert kid(*narrow) == pytest.approx(kid_by_hand(*wide), rel=1e-5 if same else 1e-7)
+    assert kid(*narrow) == pytest.approx(kid_by_hand(*wide), rel=1e-5 if same else 5e-7)  # 1.1e-7 on some processors
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4, 5])
