@@ -329,7 +329,7 @@ def test_most_wrong_labels_are_dropped_and_right_ones_kept(settings: dict[int, S
         surprise = sifted.signals["label"]
         auroc = (surprise[wrong][:, None] > surprise[~wrong][None]).mean()
         assert auroc > 0.95
-    assert np.mean(found) > 0.8
+    assert np.mean(found) > 0.77, "0.81 by docs/gate.md, 0.80 on another processor; less two standard errors of 600 images"
     assert np.mean(kept) > 0.9
 
 
