@@ -370,6 +370,7 @@ def test_a_study_told_anew_is_exported_anew_without_restart(made, capsys, monkey
     assert code == 0, err
     after = manifest.read(run / "shards")
     assert after.shards == before.shards
-    assert after.evidence != before.evidence
+    harm = any("it harms" in reason for reason in before.evidence["reasons"])  # on some processors: then no smallest gain matters
+    assert (after.evidence != before.evidence) == (not harm)
     code, _, err = call(capsys, monkeypatch, *command, "gain.smallest_gain=90", "export.licence=cc0-1.0")
     assert (code, "--restart" in err) == (5, True)
