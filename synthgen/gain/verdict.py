@@ -279,7 +279,9 @@ def _cost(found: Found) -> Control:
     spent = found.setting.data.made_in_s + found.seconds(found.study.best_synthetic)
     networks = next(row.networks for row in found.rows if row.arm == arm)
     answer = f"{_said(i)}; its {networks} networks cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"
-    equal = round(networks * spent / found.seconds(arm)) if found.seconds(arm) else networks
+    voters = [cell for seed in range(found.setting.gain.seeds) for cell, _ in found.study.votes[arm][seed]]
+    each = sum(found.study.trained[cell].seconds / len(cell.networks) for cell in voters) / max(1, len(voters))
+    equal = networks + round((spent - found.seconds(arm)) / each) if each else networks  # tuning and teachers are paid once
     if equal > networks:
         answer += f", which is what about {equal} networks would cost (gain.large_committee={equal})"
     return Control(question, answer, i.low <= 0)

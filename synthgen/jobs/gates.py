@@ -151,8 +151,10 @@ def _detector_pool(split: Split, seed: int) -> tuple[Batch, np.ndarray]:
     pool = Batch.concatenate([split.role(role) for role in DETECTOR_ROLES])
     plain = Batch(pool.images, np.zeros(len(pool), np.int64), pool.keys)
     blocks: list[np.ndarray] = []
+    start = 0
     for role in DETECTOR_ROLES:  # no block is in two roles, but each role counts its own from 0
-        blocks.append(split.blocks(role) + (blocks[-1].max(initial=-1) + 1 if blocks else 0))
+        blocks.append(split.blocks(role) + start)
+        start = int(blocks[-1].max(initial=start - 1)) + 1
     return plain, blind_folds(plain.labels, DEFECT_FOLDS, seed, np.concatenate(blocks))
 
 
@@ -164,7 +166,8 @@ def blind_folds(labels: np.ndarray, num: int, seed: int, blocks: np.ndarray) -> 
     """Fold of each image, classes spread evenly over the folds: the network that is blind to it.
 
     Images of one block (one patient's, near duplicates) share their fold, so the network that judges one has seen none of
-    them; unless the block is all there is of a class, which is dealt image by image: a judge has to know every class.
+    them. But a judge has to know every class: a class that would lie in one fold as a whole (all of it is one patient's) is
+    dealt image by image. A class of one image has one judge that doesn't know it.
     """
     order = randomness.stream(seed, "folds").permutation(len(labels))
     fold = np.empty(len(labels), dtype=np.int64)
@@ -172,7 +175,12 @@ def blind_folds(labels: np.ndarray, num: int, seed: int, blocks: np.ndarray) -> 
     if len(np.unique(blocks)) == len(blocks):
         return fold
     whole = folds(labels, num, seed, "folds/blocks", blocks)
-    return np.where(whole >= 0, whole, fold)
+    found = np.where(whole >= 0, whole, blocks % num)
+    for label in np.unique(labels):
+        own = labels == label
+        if len(np.unique(found[own])) == 1:
+            found[own] = fold[own]
+    return found
 
 
 def gate(order: Order, split: Split, networks: Path, candidates: Path, out: Path, name: str) -> None:

@@ -1,6 +1,7 @@
 """Folds: even in the classes, no group cut, and a network of the gate blind to what it judges."""
 
 import numpy as np
+import pytest
 
 from synthgen.data.folds import folds
 from synthgen.jobs.gates import blind_folds
@@ -59,6 +60,16 @@ def test_a_class_of_one_block_is_dealt_image_by_image():
     fold = blind_folds(labels, 4, 0, blocks)
     assert np.bincount(fold[labels == 1]).tolist() == [2, 2, 2, 2]
     assert all(len(set(fold[blocks == block])) == 1 for block in range(10) if block != 3)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_judge_knows_every_class_where_a_block_is_all_of_one_and_part_of_another(seed):
+    blocks = np.repeat([0, 0, 1, *range(2, 12)], [8, 1, 6, *[3] * 10])
+    labels = np.repeat([1, 2, 2, 0], [8, 1, 6, 30])
+    fold = blind_folds(labels, 4, seed, blocks)
+    for number in range(4):
+        assert set(labels[fold != number]) == {0, 1, 2}
+    assert all(len(set(fold[blocks == block])) == 1 for block in range(2, 12))
 
 
 def test_where_no_block_has_two_images_the_folds_are_as_even_as_they_can_be():
