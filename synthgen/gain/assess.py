@@ -171,7 +171,7 @@ def _row(arm: str, seed: int, predicted: np.ndarray, study: Study, test: TestSet
         on_val = scores(vote(study, arm, seed).astype(np.float64), setting.data.val.labels)
     clean = ~test.doubled
     right = predicted.argmax(1) == test.images.labels
-    share = [done.seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True)]
+    share = [study.network_s(cell) for cell, _ in voters]
     busy = sum(done.device_seconds / len(cell.networks) for done, (cell, _) in zip(trained, voters, strict=True))
     teachers = _teaching(study, study.recipes[arm], seed, arm_of(arm).role == "active")
     if recipe_of(study.recipes[arm]).unlabelled == "pool" and not arm_of(arm).synthetic:
@@ -202,7 +202,7 @@ def _teaching(study: Study, recipe: str, seed: int, active: bool) -> float:
         return 0.0
     teacher = f"{TEACHER}@all" if recipe.endswith("@all") else TEACHER
     return sum(
-        study.trained[cell].seconds / len(cell.networks)
+        study.network_s(cell)
         for cell in study.cells_of(teacher)
         for network in cell.networks
         if network.seed == seed and (own.soft or network.member == 0)

@@ -55,6 +55,10 @@ class Study:
     single_real: str = ""
     single_synthetic: str = ""
 
+    def network_s(self, cell: Cell) -> float:
+        """Seconds that one of a cell's networks took: they were trained side by side."""
+        return self.trained[cell].seconds / len(cell.networks)
+
     def cells_of(self, recipe: str) -> list[Cell]:
         """A recipe's finished cells, those of simulations and sizes excepted."""
         return [cell for cell in self.trained if (cell.recipe, cell.extra) == (recipe, "")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from synthgen.gain.arms import SINGLE, arm_of, recipe_of
@@ -279,8 +280,7 @@ def _cost(found: Found) -> Control:
     spent = found.setting.data.made_in_s + found.seconds(found.study.best_synthetic)
     networks = next(row.networks for row in found.rows if row.arm == arm)
     answer = f"{_said(i)}; its {networks} networks cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"
-    voters = [cell for seed in range(found.setting.gain.seeds) for cell, _ in found.study.votes[arm][seed]]
-    each = sum(found.study.trained[cell].seconds / len(cell.networks) for cell in voters) / max(1, len(voters))
+    each = fmean(found.study.network_s(cell) for voters in found.study.votes[arm] for cell, _ in voters)
     equal = networks + round((spent - found.seconds(arm)) / each) if each else networks  # tuning and teachers are paid once
     if equal > networks:
         answer += f", which is what about {equal} networks would cost (gain.large_committee={equal})"
