@@ -1,5 +1,5 @@
 """The arms of the study: one literal table. Every network has the same architecture (but for what a search finds), batch
-size and number of steps.
+size and number of steps (but for `real_longer`, which asks whether more steps would do).
 
 Equal information: a real image that any part of the factory saw may be used by the real-only side too, with its label
 where it had one: the reference and the pool as unlabelled images, val (which chose generator, dial and arm) by the arms on
@@ -41,8 +41,8 @@ class Recipe:
         start: fresh weights; SimCLR on every real image; first trained on the synthetic images alone; or those of
             `gain.transfer`.
         given: further settings of its training (`models.stacked.Training`), name and value.
-        dial: what the tuned value sets: strength, lr, alpha, smoothing, dropout, share (of a batch, synthetic, or of
-            the pool where nothing is), confidence.
+        dial: what the tuned value sets: strength, lr, alpha, smoothing, dropout, decay, steps (times those of the others),
+            share (of a batch, synthetic, or of the pool where nothing is), confidence.
         values: the dial's three values; the middle one is taken where nothing is tuned.
     """
 
@@ -71,8 +71,10 @@ class Recipe:
         return self.synthetic == "gated" or self.start == "synthetic"
 
 
-SETTINGS = {name: name for name in ("strength", "lr", "alpha", "smoothing", "dropout", "confidence")} | {"decay": "weight_decay"}
-"""Dial -> the setting of `models.stacked.Training` that it sets; a share of each batch is none of these."""
+SETTINGS = {name: name for name in ("strength", "lr", "alpha", "smoothing", "dropout", "confidence")}
+SETTINGS |= {"decay": "weight_decay", "steps": "steps"}
+"""Dial -> the setting of `models.stacked.Training` that it sets, or `steps`, times those of the classifier; a share of each
+batch is none of these."""
 
 SINGLE = ("", "partner", "searched")
 """Roles of arms that are one network, or one classical model."""
@@ -96,6 +98,7 @@ RECIPES: dict[str, Recipe] = {
     "real_smoothing": Recipe(dial="smoothing", values=(0.05, 0.1, 0.2)),
     "real_regularised": Recipe(dial="dropout", values=(0.2, 0.35, 0.5)),
     "real_decay": Recipe(dial="decay", values=(0.0, 0.05, 0.2)),
+    "real_longer": Recipe(dial="steps", values=(1.0, 2.0, 4.0)),
     "real_distilled": Recipe(soft=True),
     "real_searched": Recipe(dial=""),
     "simclr": Recipe(start="simclr", dial="lr"),
@@ -124,6 +127,7 @@ RECIPES: dict[str, Recipe] = {
     "synthetic_pretrain": Recipe(synthetic="", start="synthetic", dial="lr"),
     "synthetic_pseudo": Recipe(synthetic="gated", unlabelled="pseudo", dial="share", values=SHARES),
     "synthetic_pool": Recipe(synthetic="gated", unlabelled="pool", dial="share", values=SHARES),
+    "synthetic_pool_with_copies": Recipe(synthetic="with copies", unlabelled="pool", dial="share", values=SHARES),
     "synthetic_fixmatch": Recipe(
         synthetic="gated", unlabelled="fixmatch", given=(("confidence", 0.8),), dial="share", values=SHARES
     ),
@@ -186,6 +190,7 @@ ARMS: dict[str, Arm] = {
         real_smoothing="real, augmentation and label smoothing",
         real_regularised="real, augmentation and stronger dropout",
         real_decay="real, augmentation and tuned weight decay",
+        real_longer="real, augmentation, up to 4 times as many steps",
         real_distilled="real, augmentation, soft labels of a real-only committee",
         simclr="real, SimCLR on all real images, then fine-tuned",
         transfer_probe="real, logistic regression on pre-trained features",
@@ -217,6 +222,7 @@ ARMS: dict[str, Arm] = {
         synthetic_pretrain="trained on gated synthetic, then fine-tuned on real",
         synthetic_pseudo="real, pseudo-labelled unlabelled images, gated synthetic",
         synthetic_pool="real, pool with the labels that the generator had, gated synthetic (DPT)",
+        synthetic_pool_with_copies="real, pool with the labels that the generator had, gated synthetic with the copies left in",
         synthetic_fixmatch="real, FixMatch on unlabelled images, gated synthetic",
         synthetic_only="gated synthetic alone, augmentation",
         synthetic_only_soft="gated synthetic alone, soft labels of a real-only committee",
@@ -232,6 +238,7 @@ QUICK = (
     "real_aug",
     "real_randaugment",
     "real_mixup",
+    "real_longer",
     "real_distilled",
     "pseudo_labels",
     "pool_labels",

@@ -223,8 +223,8 @@ def _module(cell: Cell, recipe: Recipe, setting: Setting) -> tuple[StackedClassi
     """The networks of a cell before their training, and what they had of it already."""
     data, config = setting.data, setting.classifier
     start, spent = _start(cell, recipe, setting)
-    if recipe.start == "synthetic":
-        config = config.model_copy(update={"steps": config.steps - spent.steps})
+    before = spent.steps if recipe.start == "synthetic" else 0
+    config = config.model_copy(update={"steps": round(times_of(cell, recipe) * config.steps) - before})
     given = (config, data.spec, _streams(cell), setting.augment, training_of(cell, recipe))
     if recipe.start == "transfer" and data.transformer is not None:
         return FineTuned(data.transformer, *given), spent
@@ -268,10 +268,18 @@ def stack_of(trained: Trained, setting: Setting) -> StackedNetwork:
 
 def training_of(cell: Cell, recipe: Recipe) -> Training:
     """How the networks of a cell are trained: the recipe, with the dial at the cell's value."""
-    dial = {SETTINGS[recipe.dial]: cell.value} if recipe.dial in SETTINGS else {}
-    settings: dict[str, Any] = {**dict(recipe.given), **dial}
+    settings: dict[str, Any] = {name: value for name, value in _settings(cell, recipe).items() if name != "steps"}
     settings |= {name: int(settings[name]) for name in ("width", "depth") if name in settings}
     return Training(policy=recipe.policy, mixing=recipe.mixing, **settings)
+
+
+def times_of(cell: Cell, recipe: Recipe) -> float:
+    """For how many times the classifier's steps the networks of a cell are trained."""
+    return _settings(cell, recipe).get("steps", 1.0)
+
+
+def _settings(cell: Cell, recipe: Recipe) -> dict[str, float]:
+    return dict(recipe.given) | ({SETTINGS[recipe.dial]: cell.value} if recipe.dial in SETTINGS else {})
 
 
 def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None) -> tuple[list[Source], int, int]:
@@ -392,6 +400,7 @@ def _acquired(cell: Cell, setting: Setting, teach: Teach) -> list[np.ndarray]:
     """Rows of the simulated images that each network's seed would have labelled, `gain.acquire` in two rounds.
 
     The first round is chosen by the seed's `TEACHER` network, the second by networks trained with the first round's labels.
+    k-center covers the space of class probabilities (Sener & Savarese 2018 take that of the last hidden layer).
     """
     data, criterion = setting.data, cell.extra.split()[1]
     images, wanted = data.simulated.images, min(setting.gain.acquire, len(data.simulated))

@@ -160,5 +160,6 @@ def _why_not(recipe: Recipe, data: StudyData) -> str:
     if synthetic is not None and recipe.times is not None and len(synthetic) < round(recipe.times * len(data.train)):
         return f"asks for {round(recipe.times * len(data.train))} synthetic images, and {len(data.gated)} passed the gate"
     if recipe.synthetic == "with copies" and len(data.with_copies) == len(data.gated):
-        return "no sample was dropped for being a copy alone: it would equal synthetic_gated"
+        without = "synthetic_pool" if recipe.unlabelled == "pool" else "synthetic_gated"
+        return f"no sample was dropped for being a copy alone: it would equal {without}"
     return ""

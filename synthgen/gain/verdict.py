@@ -60,6 +60,9 @@ def decide(
     return "insufficient evidence", tuple(reasons)
 
 
+AIM_ALONE = 2.0
+"""Points of accuracy that samples which stand in for real images may cost."""
+
 NEEDED = {
     "all labelled images": ("real_trainval", "synthetic_trainval"),
     "a committee of real-only networks": ("real_committee", "synthetic_committee"),
@@ -102,20 +105,18 @@ def advice(found: Found) -> tuple[str, ...]:
     study, lines = found.study, []
     judged = [arm for arm in study.votes if arm_of(arm).judged]
     lines.append(_best_per_cost(found, [arm for arm in judged if not arm_of(arm).synthetic]))
-    made = found.setting.data.made_in_s
     gain = found.interval(study.single_synthetic, study.single_real)
     if gain is not None:
-        per_minute = gain.difference / max(1e-9, (made + found.seconds(gain.arm)) / 60)
-        lines.append(
-            f"{gain.arm} brings {gain.difference:+.2f} points over {gain.baseline} for {made:.0f} s of generator and gate and "
-            f"{found.seconds(gain.arm):.1f} s a network: {per_minute:+.2f} points a minute"
-        )
+        lines.append(_per_minute(found, gain))
     curve = found.curve
     if curve is not None and curve.next_gain is not None:
         value, low, high = curve.next_gain
+        largest = curve.points[-1].num_real
+        outside = len(found.setting.data.train) + curve.next_images > largest
+        beyond = f", beyond the {largest} images that it was measured to" if outside else ""
         lines.append(
             f"{curve.next_images} more labelled real images would bring about {value:+.1f} points "
-            f"({low:+.1f} to {high:+.1f}, by the fitted curve)"
+            f"({low:+.1f} to {high:+.1f}, by the fitted curve{beyond})"
         )
         if high < found.setting.gain.smallest_gain:
             lines.append(
@@ -129,8 +130,27 @@ def advice(found: Found) -> tuple[str, ...]:
             lines.append(
                 f"classes that would gain most recall from the next {found.setting.gain.next_images} real images: {named}"
             )
-    lines.append(_what_to_label(found))
+    lines += [_given_away(found), _what_to_label(found)]
     return tuple(line for line in lines if line)
+
+
+def _per_minute(found: Found, gain: Interval) -> str:
+    made, seconds = found.setting.data.made_in_s, found.seconds(gain.arm)
+    text = f"{_said(gain)} for "
+    if not made:  # somebody else's images
+        return f"{text}{seconds:.1f} s a network, and nobody knows what the images took"
+    minutes = (made + seconds) / 60
+    ends = f"{gain.difference / minutes:+.2f} points a minute ({gain.low / minutes:+.2f} to {gain.high / minutes:+.2f})"
+    return f"{text}{made:.0f} s of generator and gate and {seconds:.1f} s a network: {ends}"
+
+
+def _given_away(found: Found) -> str:
+    """How the samples alone compare with the real images that they would stand in for; empty where it wasn't asked."""
+    i = _least_alone(found)
+    if i is None:
+        return ""
+    enough = "within" if i.low >= -AIM_ALONE else "not shown to be within"
+    return f"instead of the real images, not beside them: {_said(i)}, {enough} {AIM_ALONE:g} points"
 
 
 def _what_to_label(found: Found) -> str:
@@ -218,35 +238,46 @@ def _equal_steps(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     answer += f", but {'; '.join(others)} (those before its own training included)" if others else ""
     rivals = [spent[base] for _, base in decisive if base in spent]
     ours = [spent[arm] for arm, base in decisive if arm in spent and base in spent]
+    more = found.interval("real_longer", "real_aug")
+    answer += f". Would more steps do? {_said(more)}" if more else ""
     longer = [max(each[k] for each in ours) > max(each[k] for each in rivals) for k in (0, 1) if ours]  # steps; images
     return Control("Do both sides train as long?", answer, any(longer))
 
 
 def _stand_in(found: Found) -> Control:
+    question = "Could the synthetic images be given away in place of the real ones?"
+    i = _least_alone(found)
+    if i is None:
+        return _not_run(found, question, "synthetic_only")
+    answer = f"trained on them alone: {_said(i)}; at most {AIM_ALONE:g} points below is the usual aim"
+    return Control(question, answer, i.low < -AIM_ALONE)
+
+
+def _least_alone(found: Found) -> Interval | None:
+    """The samples alone against the strongest single real-only network that val leaves open."""
     rivals = [arm for arm in found.study.contenders if arm_of(arm).role == ""] or [found.study.single_real]
     against = [i for arm in rivals if (i := found.interval("synthetic_only", arm)) is not None]
-    question = "Could the synthetic images be given away in place of the real ones?"
-    if not against:
-        return _not_run(found, question, "synthetic_only")
-    i = min(against, key=lambda i: i.low)  # the strongest that val leaves open
-    return Control(question, f"trained on them alone: {_said(i)}; at most 2 points below is the usual aim", i.low < -2)
+    return min(against, key=lambda i: i.low, default=None)
 
 
 def _copies(found: Found) -> Control:
     question = "Is the gain made by copies of the training images?"
-    i = found.interval("synthetic_with_copies", "synthetic_gated")
-    if i is None:
+    pairs = ("synthetic_with_copies", "synthetic_gated"), ("synthetic_pool_with_copies", "synthetic_pool")
+    every = [i for pair in pairs if (i := found.interval(*pair)) is not None]
+    if not every:
         control = _not_run(found, question, "synthetic_with_copies", "synthetic_gated")
         return replace(control, answer=f"the gate drops copies before the study; {control.answer}")
-    return Control(question, f"with the copies left in: {_said(i)}", i.low > 0)
+    return Control(question, f"with the copies left in: {'; '.join(map(_said, every))}", any(i.low > 0 for i in every))
 
 
 def _teacher(found: Found) -> Control:
-    i = found.interval("synthetic_soft", "real_distilled")
-    question = "Is it the teacher rather than the images? (the same teacher's soft labels on augmented real images)"
-    if i is None:
+    """Either side was taught by the same networks: soft labels, or the pool's labels that the generator had too."""
+    pairs = ("synthetic_soft", "real_distilled"), ("synthetic_pool", "pool_labels")
+    question = "Is it the teacher rather than the images? (real images alone, labelled by the same teacher)"
+    every = [i for pair in pairs if (i := found.interval(*pair)) is not None]
+    if not every:
         return _not_run(found, question, "real_distilled", "synthetic_soft")
-    return Control(question, _said(i), i.low <= 0)
+    return Control(question, "; ".join(map(_said, every)), any(i.low <= 0 for i in every))
 
 
 def _near_duplicates(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:

@@ -30,7 +30,7 @@ from synthgen.gain.data import StudyData, nested, why_not
 from synthgen.types import UNLABELLED, Batch, DatasetSpec
 
 ROLES = {"", "committee", "large committee", "trainval", "classical trainval", "partner", "oracle", "active", "searched"}
-DIALS = {"strength", "lr", "alpha", "smoothing", "dropout", "decay", "share", "confidence"}
+DIALS = {"strength", "lr", "alpha", "smoothing", "dropout", "decay", "steps", "share", "confidence"}
 SOURCES = {"", "gated", "ungated", "with copies"}
 
 
@@ -147,7 +147,7 @@ def test_arms_that_saw_val_or_hidden_labels_are_not_judged_on_val():
     assert unjudged == {
         *("real_trainval", "synthetic_trainval", "oracle", "real_committee_large", "classical_trainval"),
         *("active_random", "active_margin", "active_entropy", "active_kcenter"),
-        *("synthetic_ungated", "synthetic_with_copies"),  # nobody gets those images
+        *("synthetic_ungated", "synthetic_with_copies", "synthetic_pool_with_copies"),  # nobody gets those images
     }
 
 
@@ -243,7 +243,8 @@ def test_with_everything_at_hand_no_arm_is_skipped(data):
     assert {name: why for name in (*ARMS, "generator_gan") if (why := why_not(name, data))} == {}
 
 
-POOL_ARMS = {"pool_labels", "synthetic_pool"}
+POOL_ARMS = {"pool_labels", "synthetic_pool", "synthetic_pool_with_copies"}
+COPIES_ARMS = {"synthetic_with_copies", "synthetic_pool_with_copies"}
 UNLABELLED_ARMS = {"pseudo_labels", "fixmatch", "synthetic_pseudo", "synthetic_fixmatch"}
 SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "active_kcenter"}
 
@@ -263,7 +264,7 @@ SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "acti
         ({"truth": np.full(15, UNLABELLED)}, SIMULATED, "or there are none"),
         ({"others": {}}, {"generator_gan"}, "no generator 'gan' beside the one studied"),
         ({"others": {"gan": images(0, "gan")}}, {"generator_gan"}, "the gate kept none of gan's samples"),
-        ({"with_copies": images(126, "gated")}, {"synthetic_with_copies"}, "no sample was dropped for being a copy alone"),
+        ({"with_copies": images(126, "gated")}, COPIES_ARMS, "no sample was dropped for being a copy alone"),
         ({"gated": images(119, "gated")}, {"synthetic_10x"}, "asks for 120 synthetic images, and 119 passed the gate"),
         ({"gated": images(35, "gated")}, {"synthetic_10x", "synthetic_3x"}, "asks for (120|36) .*, and 35 passed the gate"),
     ],
@@ -296,7 +297,7 @@ def test_reference_images_with_labels_are_no_unlabelled_ones(data):
 def test_without_any_sample_that_passed_the_gate(data):
     """An arm with synthetic images but without any would be a real-only one under another name."""
     found = {name for name in ARMS if why_not(name, replace(data, gated=none(data.gated)))}
-    gated = {name for name, arm in ARMS.items() if arm.synthetic and arm.recipe} - {"synthetic_ungated", "synthetic_with_copies"}
+    gated = {name for name, arm in ARMS.items() if arm.synthetic and arm.recipe} - {"synthetic_ungated"} - COPIES_ARMS
     assert found == gated
     assert why_not("synthetic_ungated", replace(data, ungated=none(data.ungated)))
 

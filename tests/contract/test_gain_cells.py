@@ -16,7 +16,7 @@ from synthgen.data.stacks import Stack, one_hot
 from synthgen.errors import CheckpointError
 from synthgen.gain import cells, classical
 from synthgen.gain.active import k_center
-from synthgen.gain.arms import RECIPES, TEACHER, recipe_of, searched
+from synthgen.gain.arms import RECIPES, TEACHER, partner_of, recipe_of, searched
 from synthgen.gain.cells import (
     Cell,
     Network,
@@ -25,6 +25,7 @@ from synthgen.gain.cells import (
     predict,
     sources_of,
     stack_of,
+    times_of,
     train_cell,
     training_of,
 )
@@ -129,13 +130,26 @@ def test_names_of_cells_are_fit_for_files_and_tell_them_apart():
 def test_the_dial_sets_what_it_names_and_nothing_else(name):
     recipe = RECIPES[name]
     base = replace(Training(policy=recipe.policy, mixing=recipe.mixing), **dict(recipe.given))
+    kept = ("", "share", "steps")
     field = "weight_decay" if recipe.dial == "decay" else recipe.dial
     for value in recipe.values if recipe.dial else (0.0,):
         found = training_of(cell_of(name, value=value), recipe)
-        expected = base if recipe.dial in ("", "share") else replace(base, **{field: value})
+        expected = base if recipe.dial in kept else replace(base, **{field: value})
         assert found == expected
-        if recipe.dial not in ("", "share"):
+        assert times_of(cell_of(name, value=value), recipe) == (value if recipe.dial == "steps" else 1.0)
+        if recipe.dial not in kept:
             assert getattr(found, field) == value
+
+
+def test_an_arm_that_takes_longer_takes_all_of_its_steps(setting):
+    usual = train_cell(cell_of("real_aug", value=1.0), setting, None)
+    same, longer = (train_cell(cell_of("real_longer", value=value), setting, None) for value in (1.0, 4.0))
+    assert np.array_equal(same.val, usual.val), "once the steps is standard augmentation"
+    assert (longer.steps, longer.drawn) == (4 * usual.steps, 4 * usual.drawn)
+    assert not np.array_equal(longer.val, usual.val)
+    partner = partner_of("real_longer", 4.0)
+    beside = train_cell(cell_of(partner, value=0.25), setting, None)
+    assert (partner, beside.steps) == ("real_longer=4+synthetic", 4 * usual.steps), "as long beside synthetic images"
 
 
 def test_what_a_search_found_is_how_its_networks_are_trained():
@@ -173,6 +187,7 @@ EXPECTED: dict[str, tuple[list[tuple[dict[str, int], int]], tuple[int, int]]] = 
     "synthetic_fixmatch": ([({"train": 12}, 8), ({"gated": 126}, 8), ({"reference": 9, "pool": 8}, BATCH)], (29, 126)),
     "pool_labels": ([({"train": 12}, 8), ({"guessed": 7}, 8)], (19, 0)),
     "synthetic_pool": ([({"train": 12}, 4), ({"gated": 126}, 8), ({"guessed": 7}, 4)], (19, 126)),
+    "synthetic_pool_with_copies": ([({"train": 12}, 4), ({"copies": 135}, 8), ({"guessed": 7}, 4)], (19, 135)),
     "synthetic_only": ([({"gated": 126}, BATCH)], (0, 126)),
     "synthetic_only_soft": ([({"gated": 126}, BATCH)], (0, 126)),
     "generator_gan": ([({"train": 12}, 8), ({"gan": 5}, 8)], (12, 5)),

@@ -498,10 +498,36 @@ def test_the_cheapest_equal_real_only_arm_is_named(setting):
 def test_the_gain_a_minute_counts_generator_and_gate(setting):
     line = advised(reported(setting), "points a minute")
     found = re.search(
-        r"brings \+([\d.]+) points over real_aug for 60 s of generator and gate and 4\.4 s a network: \+([\d.]+) p", line
+        r"real_aug \+([\d.]+) points \(\+([\d.]+) to .* for 60 s of generator and gate and 4\.4 s a network: "
+        r"\+([\d.]+) points a minute \(\+([\d.]+) to ",
+        line,
     )
     assert found, line
-    assert float(found[2]) == pytest.approx(float(found[1]) / (64.4 / 60), abs=0.02)
+    for points, a_minute in ((found[1], found[3]), (found[2], found[4])):
+        assert float(a_minute) == pytest.approx(float(points) / (64.4 / 60), abs=0.02)
+    foreign = replace(setting, data=replace(setting.data, made_in_s=0.0))
+    assert "nobody knows what the images took" in advised(reported(foreign), "s a network")
+
+
+def test_the_advice_tells_whether_the_samples_can_stand_in(setting):
+    for alone, said in ((0.8, "within 2 points"), (0.7, "not shown to be within 2 points")):
+        share = {"synthetic_only": alone, "real_aug": 0.8, "synthetic_gated": 0.8}
+        report = reported(setting, (*PAIR, "synthetic_only"), right=lambda cell, share=share: share[cell.recipe])
+        assert advised(report, "instead of the real images").endswith(f"), {said}")
+
+
+def test_more_steps_of_real_images_are_told(setting):
+    share = {"real_aug": 0.7, "real_longer": 0.8, "synthetic_gated": 0.85}
+    report = reported(setting, (*PAIR, "real_longer"), right=lambda cell: share[cell.recipe])
+    assert re.search(r"Would more steps do\? real_longer against real_aug \+\d", question(report, "train as long").answer)
+
+
+def test_a_gain_over_the_labels_that_the_generator_had_is_not_the_teachers(setting):
+    for labels, alarm in ((0.85, True), (0.7, False)):
+        share = {"real_aug": 0.7, "synthetic_pool": 0.82, "pool_labels": labels, "synthetic_gated": 0.8}
+        arms = (*PAIR, "pool_labels", "synthetic_pool")
+        control = question(reported(setting, arms, right=lambda cell, share=share: share[cell.recipe]), "the teacher")
+        assert (control.alarm, control.answer.startswith("synthetic_pool against pool_labels")) == (alarm, True)
 
 
 def test_the_best_way_of_labelling_more(setting):
