@@ -53,6 +53,9 @@ PAIRS = (
     ("synthetic_committee", "real_committee"),
     ("synthetic_trainval", "real_trainval"),
     ("synthetic_only", "real_committee"),
+    ("synthetic_pool_with_copies", "synthetic_pool"),
+    ("real_longer", "real_aug"),
+    ("oracle", "real_aug"),
 )
 
 
@@ -106,9 +109,12 @@ def there(place: Path, first: int, splits: int | None) -> list[Row]:
 OF_ARM = (
     *("recipe", "synthetic", "simulation", "networks", "num_real", "num_synthetic", "dial_value"),
     *("val_accuracy", "test_accuracy", "low", "high", "difference", "difference_low", "difference_high"),
-    *("best_real", "best_synthetic", "seconds"),
+    *("macro_f1", "worst_class", "ece", "p_holm", "effect_size", "best_real", "best_synthetic", "seconds"),
 )
 """What is kept of an arm: enough for every table here."""
+
+SCORES = {"macro_f1": 100, "worst_class": 100, "ece": 1}
+"""Other scores on test, means over seeds, and what they are multiplied with for the table."""
 
 
 def slim(run: Row) -> Row:
@@ -165,6 +171,7 @@ def summary(runs: list[Row]) -> Row:
         arms[arm] = {
             "accuracy": over([[100 * row[key] for key in ("test_accuracy", "low", "high")] for row in rows]),
             "difference_to_best_real": over([[row[f"difference{key}"] for key in ("", "_low", "_high")] for row in rows]),
+            **{name: mean_of([row.get(name) for row in rows], times) for name, times in SCORES.items()},
         }
     verdicts = {verdict: sum(run["verdict"] == verdict for run in runs) for verdict in ("use", "reject", "insufficient evidence")}
     return {
@@ -175,6 +182,12 @@ def summary(runs: list[Row]) -> Row:
         "wall_s": [run["wall_s"] for run in runs if "wall_s" in run],
         "studied": len(studied),
     }
+
+
+def mean_of(values: list[float | None], times: float) -> float | None:
+    """None where a split doesn't say it: what was kept by older versions has no scores but accuracy."""
+    known = [value for value in values if value is not None]
+    return times * sum(known) / len(known) if len(known) == len(values) else None
 
 
 def pairs(studied: list[Row]) -> dict[str, Row]:
@@ -234,6 +247,11 @@ def show(result: Row) -> None:
     for arm, row in result["arms"].items():
         accuracy = row["accuracy"]
         print(f"| {arm} | {accuracy['splits']} | {text(accuracy, '')} | {text(row['difference_to_best_real'])} |")
+    if any(row["macro_f1"] is not None for row in result["arms"].values()):
+        print("\n| arm | macro-F1, % | recall of the worst class, % | ECE |\n|---|---|---|---|")
+        for arm, row in result["arms"].items():
+            figures = (row["macro_f1"], ".1f"), (row["worst_class"], ".1f"), (row["ece"], ".3f")
+            print(f"| {arm} | {' | '.join('-' if value is None else format(value, form) for value, form in figures)} |")
     print("\n| pair | splits | points (95% over splits) |\n|---|---|---|")
     for pair, row in result["pairs"].items():
         print(f"| {pair} | {row['splits']} | {text(row)} |")

@@ -340,7 +340,7 @@ class GainConfig(Section):
         None, description="what transfer arms start from: a features/ folder of another run, or a transformers folder on disk"
     )
     trials: PositiveInt = Field(
-        16, description="settings that the search over learning rate, decay and augmentation tries (optuna)"
+        16, description="settings that `real_searched` tries: learning rate, decay, dropout, augmentation, width, depth (optuna)"
     )
 
     @model_validator(mode="after")

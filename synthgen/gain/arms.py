@@ -361,7 +361,7 @@ def check_sides(names: Sequence[str], left: Sequence[str], because: str = "") ->
 def partner_of(recipe: str, value: float) -> str:
     """The recipe with gated synthetic images mixed in, its dial left at `value`."""
     own = recipe_of(recipe)
-    usual = {"strength": 1.0, "lr": 1.0, "alpha": 0.3}.get(own.dial)
+    usual = {"strength": 1.0, "lr": 1.0, "alpha": 0.3, "steps": 1.0}.get(own.dial)
     kept = own.kind == "network" and own.dial in SETTINGS and value != usual
     return f"{recipe}={value:g}+synthetic" if kept else f"{recipe}+synthetic"
 

@@ -147,6 +147,7 @@ def test_an_arm_that_takes_longer_takes_all_of_its_steps(setting):
     assert np.array_equal(same.val, usual.val), "once the steps is standard augmentation"
     assert (longer.steps, longer.drawn) == (4 * usual.steps, 4 * usual.drawn)
     assert not np.array_equal(longer.val, usual.val)
+    assert recipe_of(partner_of("real_longer", 1.0)) == RECIPES["synthetic_gated"], "which is there already"
     partner = partner_of("real_longer", 4.0)
     beside = train_cell(cell_of(partner, value=0.25), setting, None)
     assert (partner, beside.steps) == ("real_longer=4+synthetic", 4 * usual.steps), "as long beside synthetic images"
