@@ -129,6 +129,7 @@ def test_finished_splits_are_summed_as_by_hand(three_splits, tmp_path):
         "synthetic_pool - pool_labels": (2, 2 - of_two, 2 + of_two, 2),
         "synthetic_fixmatch - fixmatch": (1, -0.5, 2.5, 1),
         "synthetic_gated - real_aug": (1, None, None, 1),
+        "oracle - real_aug": (7.9, 7.9, 7.9, 3),
         "synthetic_only - real_committee": (-7, -7 - of_three, -7 + of_three, 3),
         "synthetic_only - single real-only network, chosen on val": (-2, -2 - of_three, -2 + of_three, 3),
         "synthetic_only - single real-only network, best on test": (-6, -6 - of_three, -6 + of_three, 3),
