@@ -40,7 +40,7 @@ class Recipe:
             committee of real-only networks.
         start: fresh weights; SimCLR on every real image; first trained on the synthetic images alone; or those of
             `gain.transfer`.
-        given: further settings of its training (`models.stacked.Training`), name and value.
+        given: further settings of its training (`models.stacked.Training`, or `steps`), name and value.
         dial: what the tuned value sets: strength, lr, alpha, smoothing, dropout, decay, steps (times those of the others),
             share (of a batch, synthetic, or of the pool where nothing is), confidence.
         values: the dial's three values; the middle one is taken where nothing is tuned.

@@ -17,7 +17,7 @@ from synthgen.gain.scores import score
 from synthgen.gain.stats import num_clusters, paired_interval
 from synthgen.gain.tuning import Train, search, tune
 
-SEARCHED = "real_searched"
+SEARCHED, LONGER = "real_searched", "real_longer"
 
 
 @dataclass
@@ -97,6 +97,7 @@ def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     untaught = [recipe for recipe in recipes if not recipe_of(recipe).taught]
     taught = [recipe for recipe in recipes if recipe_of(recipe).taught]
     _tune(study, untaught, setting, train, [])
+    _drop_twin(study, untaught, fixed)
     if "searched" in roles:
         untaught += _searched(study, setting, train)
     _train(study, {r: gain.committee if soft and r == TEACHER else 1 for r in untaught}, setting, train, [])
@@ -120,6 +121,15 @@ def conduct(arms: Sequence[str], setting: Setting, train: Train) -> Study:
     order = list(arms)
     study.votes = {arm: study.votes[arm] for arm in sorted(study.votes, key=order.index)}
     return study
+
+
+def _drop_twin(study: Study, recipes: list[str], fixed: list[str]) -> None:
+    """Longer training at once the steps and the middle strength is standard augmentation, which may be there already."""
+    longer, usual = study.tuned.get(LONGER), study.tuned.get(TEACHER)
+    if (longer, usual) == (1.0, 1.0) and LONGER in fixed and TEACHER in fixed:
+        study.skipped[LONGER] = "val chose no more steps: it is real_aug"
+        recipes.remove(LONGER)
+        fixed.remove(LONGER)
 
 
 def allowed(arms: Sequence[str], data: StudyData) -> tuple[dict[str, str], list[str]]:
@@ -399,5 +409,7 @@ def _curve(study: Study, setting: Setting, train: Train) -> None:
 
 
 def plain(own: Recipe) -> bool:
-    """Whether nothing but labelled images, real or synthetic, goes into a network: then a gain is worth so many real images."""
-    return own.kind == "network" and own.start in ("fresh", "synthetic") and not own.taught and not own.unlabelled
+    """Whether nothing but labelled images, real or synthetic, goes into a network, for the usual steps: then a gain is worth so
+    many real images."""
+    usual = own.kind == "network" and own.start in ("fresh", "synthetic") and own.dial != "steps"
+    return usual and not own.taught and not own.unlabelled

@@ -138,7 +138,7 @@ def _per_minute(found: Found, gain: Interval) -> str:
     made, seconds = found.setting.data.made_in_s, found.seconds(gain.arm)
     text = f"{_said(gain)} for "
     if not made:  # somebody else's images
-        return f"{text}{seconds:.1f} s a network, and nobody knows what the images took"
+        return f"{text}{seconds:.1f} s a network; what the images took isn't known here"
     minutes = (made + seconds) / 60
     ends = f"{gain.difference / minutes:+.2f} points a minute ({gain.low / minutes:+.2f} to {gain.high / minutes:+.2f})"
     return f"{text}{made:.0f} s of generator and gate and {seconds:.1f} s a network: {ends}"
@@ -149,8 +149,11 @@ def _given_away(found: Found) -> str:
     i = _least_alone(found)
     if i is None:
         return ""
-    enough = "within" if i.low >= -AIM_ALONE else "not shown to be within"
-    return f"instead of the real images, not beside them: {_said(i)}, {enough} {AIM_ALONE:g} points"
+    if i.low >= -AIM_ALONE:
+        enough = f"at most {AIM_ALONE:g} points below"
+    else:
+        enough = f"{'' if i.high < -AIM_ALONE else 'perhaps '}more than {AIM_ALONE:g} points below"
+    return f"instead of the real images, not beside them: {_said(i)}, {enough}"
 
 
 def _what_to_label(found: Found) -> str:
@@ -238,10 +241,18 @@ def _equal_steps(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     answer += f", but {'; '.join(others)} (those before its own training included)" if others else ""
     rivals = [spent[base] for _, base in decisive if base in spent]
     ours = [spent[arm] for arm, base in decisive if arm in spent and base in spent]
-    more = found.interval("real_longer", "real_aug")
-    answer += f". Would more steps do? {_said(more)}" if more else ""
+    answer += _more_steps(found)
     longer = [max(each[k] for each in ours) > max(each[k] for each in rivals) for k in (0, 1) if ours]  # steps; images
     return Control("Do both sides train as long?", answer, any(longer))
+
+
+def _more_steps(found: Found) -> str:
+    """What longer training of real images alone brings; empty where it wasn't asked."""
+    if "real_longer" in found.study.skipped:
+        return f". More steps: {found.study.skipped['real_longer']}"
+    more = found.interval("real_longer", "real_aug")
+    times = found.study.tuned.get("real_longer", 2)
+    return f". More steps, {times:g} times as many at the usual strength of augmentation: {_said(more)}" if more else ""
 
 
 def _stand_in(found: Found) -> Control:
@@ -254,30 +265,38 @@ def _stand_in(found: Found) -> Control:
 
 
 def _least_alone(found: Found) -> Interval | None:
-    """The samples alone against the strongest single real-only network that val leaves open."""
-    rivals = [arm for arm in found.study.contenders if arm_of(arm).role == ""] or [found.study.single_real]
+    """The samples alone against the strongest real-only arm of one network, or classical model, that val leaves open."""
+    rivals = [arm for arm in found.study.contenders if arm_of(arm).role in SINGLE] or [found.study.single_real]
     against = [i for arm in rivals if (i := found.interval("synthetic_only", arm)) is not None]
     return min(against, key=lambda i: i.low, default=None)
+
+
+def _asked(found: Found, question: str, *pairs: tuple[str, str]) -> tuple[list[Interval], Control]:
+    """The pairs that were run, that of the arm that decides first; and what is said where none was."""
+
+    def rank(pair: tuple[str, str]) -> tuple[bool, bool]:
+        known = any(arm in found.correct or arm in found.study.skipped for arm in pair)
+        return found.study.single_synthetic not in pair, not known
+
+    ordered = sorted(pairs, key=rank)
+    every = [i for pair in ordered if (i := found.interval(*pair)) is not None]
+    return every, _not_run(found, question, *ordered[0])
 
 
 def _copies(found: Found) -> Control:
     question = "Is the gain made by copies of the training images?"
     pairs = ("synthetic_with_copies", "synthetic_gated"), ("synthetic_pool_with_copies", "synthetic_pool")
-    every = [i for pair in pairs if (i := found.interval(*pair)) is not None]
+    every, control = _asked(found, question, *pairs)
     if not every:
-        control = _not_run(found, question, "synthetic_with_copies", "synthetic_gated")
         return replace(control, answer=f"the gate drops copies before the study; {control.answer}")
-    return Control(question, f"with the copies left in: {'; '.join(map(_said, every))}", any(i.low > 0 for i in every))
+    return Control(question, f"with the copies left in: {'; '.join(map(_said, every))}", every[0].low > 0)
 
 
 def _teacher(found: Found) -> Control:
-    """Either side was taught by the same networks: soft labels, or the pool's labels that the generator had too."""
-    pairs = ("synthetic_soft", "real_distilled"), ("synthetic_pool", "pool_labels")
+    """Both sides were taught by the same networks: soft labels, or the pool's labels that the generator had too."""
     question = "Is it the teacher rather than the images? (real images alone, labelled by the same teacher)"
-    every = [i for pair in pairs if (i := found.interval(*pair)) is not None]
-    if not every:
-        return _not_run(found, question, "real_distilled", "synthetic_soft")
-    return Control(question, "; ".join(map(_said, every)), any(i.low <= 0 for i in every))
+    every, control = _asked(found, question, ("synthetic_soft", "real_distilled"), ("synthetic_pool", "pool_labels"))
+    return Control(question, "; ".join(map(_said, every)), every[0].low <= 0) if every else control
 
 
 def _near_duplicates(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
@@ -295,11 +314,12 @@ def _near_duplicates(found: Found, decisive: Sequence[tuple[str, str]]) -> Contr
 
 
 def _ceiling(found: Found) -> Control:
-    i = found.interval("oracle", found.study.single_real)
-    if i is None:
+    bases = dict.fromkeys((found.study.single_real, "real_aug"))  # the strongest, and the oracle's own recipe
+    every = [i for base in bases if (i := found.interval("oracle", base)) is not None]
+    if not every:
         return _not_run(found, "What would real images bring instead? (simulation)", "oracle")
     number = next(row.num_real for row in found.rows if row.arm == "oracle")
-    return Control(f"What would {number} real images bring instead? (simulation)", _said(i), False)
+    return Control(f"What would {number} real images bring instead? (simulation)", "; ".join(map(_said, every)), False)
 
 
 def _cost(found: Found) -> Control:
@@ -308,6 +328,8 @@ def _cost(found: Found) -> Control:
     question = "Would a larger real-only committee do as well, instead of generator and gate?"
     if i is None:
         return _not_run(found, question, arm)
+    if not found.setting.data.made_in_s:
+        return Control(question, f"{_said(i)}; what the synthetic images took isn't known here", i.low <= 0)
     spent = found.setting.data.made_in_s + found.seconds(found.study.best_synthetic)
     networks = next(row.networks for row in found.rows if row.arm == arm)
     answer = f"{_said(i)}; its {networks} networks cost {found.seconds(arm):.0f} s, the synthetic side {spent:.0f} s"

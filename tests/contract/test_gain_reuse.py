@@ -357,7 +357,7 @@ def test_a_cells_key_is_of_what_it_looks_at():
     on_features = {"logistic_features", "svm_features", "forest_features", "boosting_features"}
     assert changed(features="1") == changed(extractor="1") == on_features
     assert changed(transfer="1") == {"transfer", "transfer_probe"}
-    assert changed(pool="1") == {"pool_labels", "synthetic_pool"}
+    assert changed(pool="1") == {"pool_labels", "synthetic_pool", "synthetic_pool_with_copies"}
     assert changed(split="1") == set(), "that is the folder's"
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from synthgen.config.schema import AugmentConfig, ClassifierConfig, GainConfig
 from synthgen.errors import DataError
-from synthgen.gain.arms import ARMS, QUICK
+from synthgen.gain.arms import ARMS, QUICK, recipe_of
 from synthgen.gain.assess import TestSet as Locked
 from synthgen.gain.assess import assess, decisive_pairs
-from synthgen.gain.cells import Cell, Network, Setting, Trained
+from synthgen.gain.cells import Cell, Network, Setting, Trained, times_of
 from synthgen.gain.study import Study, conduct, mean_vote
 from synthgen.gain.verdict import decide, losers
 from synthgen.types import UNLABELLED, Batch, ClassGain, DatasetSpec, GainReport, Interval
@@ -43,13 +43,15 @@ def predicted(right: np.ndarray, labels: np.ndarray, confidence: float = 0.9) ->
     return found
 
 
-def conducted(arms: Sequence[str], setting: Setting, on_val: Mapping[str, int]) -> Study:
-    """A study whose networks are right on so many val images: recipe -> number, 40 of 60 if not told."""
+def conducted(
+    arms: Sequence[str], setting: Setting, on_val: Mapping[str, int], at: Mapping[tuple[str, float], int] | None = None
+) -> Study:
+    """A study whose networks are right on so many val images, 40 of 60 if not told: recipe -> number; `at` also by dial."""
     labels = setting.data.val.labels
 
     def one(cell: Cell, network: Network) -> np.ndarray:
         places = np.random.default_rng([network.seed, len(cell.recipe)]).permutation(NUM_VAL)
-        return predicted(places < on_val.get(cell.recipe, 40), labels)
+        return predicted(places < (at or {}).get((cell.recipe, cell.value), on_val.get(cell.recipe, 40)), labels)
 
     def train(cells: Sequence[Cell], teachers: Sequence[Cell]) -> dict[Cell, Trained]:
         synthetic = {cell: 126 * cell.recipe.startswith("synthetic") for cell in cells}
@@ -506,20 +508,47 @@ def test_the_gain_a_minute_counts_generator_and_gate(setting):
     for points, a_minute in ((found[1], found[3]), (found[2], found[4])):
         assert float(a_minute) == pytest.approx(float(points) / (64.4 / 60), abs=0.02)
     foreign = replace(setting, data=replace(setting.data, made_in_s=0.0))
-    assert "nobody knows what the images took" in advised(reported(foreign), "s a network")
+    assert "what the images took isn't known here" in advised(reported(foreign), "s a network")
+    larger = question(reported(foreign, (*PAIR, "real_committee_large")), "larger real-only committee").answer
+    assert larger.endswith("what the synthetic images took isn't known here")
 
 
 def test_the_advice_tells_whether_the_samples_can_stand_in(setting):
-    for alone, said in ((0.8, "within 2 points"), (0.7, "not shown to be within 2 points")):
+    below = "more than 2 points below"
+    for alone, said in ((0.85, "at most 2 points below"), (0.79, f"perhaps {below}"), (0.6, f"), {below}")):
         share = {"synthetic_only": alone, "real_aug": 0.8, "synthetic_gated": 0.8}
         report = reported(setting, (*PAIR, "synthetic_only"), right=lambda cell, share=share: share[cell.recipe])
-        assert advised(report, "instead of the real images").endswith(f"), {said}")
+        assert advised(report, "instead of the real images").endswith(said)
 
 
 def test_more_steps_of_real_images_are_told(setting):
     share = {"real_aug": 0.7, "real_longer": 0.8, "synthetic_gated": 0.85}
     report = reported(setting, (*PAIR, "real_longer"), right=lambda cell: share[cell.recipe])
-    assert re.search(r"Would more steps do\? real_longer against real_aug \+\d", question(report, "train as long").answer)
+    found = r"More steps, [124] times as many at the usual strength of augmentation: real_longer against real_aug \+\d"
+    assert re.search(found, question(report, "train as long").answer)
+
+
+def test_longer_training_is_a_rival_with_all_that_follows(setting):
+    arms = (*WHOLE, "real_longer", "synthetic_partner")
+    curved = replace(setting, gain=CONFIG.model_copy(update={"curve": True}))
+    study = conducted(arms, curved, {"real_longer": 55}, {("real_longer", 4.0): 58})
+    assert study.single_real == "real_longer"
+    value = study.tuned["real_longer"]
+    assert value == 4.0
+    partner = study.recipes["synthetic_partner"]
+    assert times_of(Cell(partner, 0.5, (Network(0, 0),)), recipe_of(partner)) == value
+    for arm in ("real_committee", "real_trainval"):
+        cell = study.votes[arm][0][0][0]
+        assert cell.recipe.removesuffix("@all") == "real_longer"
+        assert times_of(cell, recipe_of(cell.recipe)) == value
+    assert study.curve_recipe == "real_aug", "at equal steps"
+
+
+def test_longer_training_that_is_the_same_is_left_out(setting):
+    study = conducted((*PAIR, "real_longer"), setting, {}, {("real_longer", 1.0): 50, ("real_aug", 1.0): 50})
+    assert (study.tuned["real_longer"], study.tuned["real_aug"]) == (1.0, 1.0)
+    assert study.skipped["real_longer"] == "val chose no more steps: it is real_aug"
+    assert "real_longer" not in study.votes
 
 
 def test_a_gain_over_the_labels_that_the_generator_had_is_not_the_teachers(setting):
