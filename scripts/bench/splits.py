@@ -186,8 +186,7 @@ def summary(runs: list[Row]) -> Row:
 
 def mean_of(values: list[float | None], times: float) -> float | None:
     """None where a split doesn't say it: what was kept by older versions has no scores but accuracy."""
-    known = [value for value in values if value is not None]
-    return times * sum(known) / len(known) if len(known) == len(values) else None
+    return None if None in values else times * float(np.mean(values))
 
 
 def pairs(studied: list[Row]) -> dict[str, Row]:

@@ -369,7 +369,7 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path):
     done = subprocess.run([sys.executable, "-c", PEAKS, str(tmp_path)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     _, small, large = map(int, done.stdout.split())
-    assert large - small < 6_000 * 1_000, (small, large)
+    assert large - small < 6_000 * 800, (small, large)
     assert sorted(os.listdir(tmp_path / "8000")) == ["folder", "parquet", "webdataset"]
 
 
