@@ -105,7 +105,10 @@ def paired_interval(
     other seeds (simulated, 1,000 to 2,000 studies each): 3 to 7% are significant by the t; by BCa 8 to 26% with 3 seeds, 2 to
     14% with 5 and 3 to 10% with 10, the more the more whole seeds vary.
 
-    Without any variance both intervals are the difference itself, and p is 1 for no difference, 0 for one.
+    Where every seed gives the same difference on every image there is no variance to go by: then the t interval is as wide
+    as an exact one, 100 (1 - .025^(1/n)) points to either side (of n images of which at most that share differs, none would
+    show it in 2.5%; Clopper & Pearson 1934), so that 20 images on which two arms agree are no proof that they are equal.
+    BCa is then the difference itself, and p is 1 for no difference, 0 for one.
 
     Args:
         arm, baseline: their names.
@@ -136,8 +139,7 @@ def accuracy_interval(
 ) -> tuple[float, float, float]:
     """Accuracy as a share, with its 95% interval over seeds and test images (clusters): as `paired_interval`, of one arm.
 
-    Where every seed is right on every image, or wrong, there is no variance to go by: then it is the exact interval of
-    as many independent trials as there are clusters (Clopper & Pearson 1934): 20 of 20 is 83 to 100%.
+    Where every seed is right on every image, or wrong, it is the exact interval: 20 of 20 is 83 to 100%.
 
     Raises:
         DataError: fewer than 2 seeds or 2 images (clusters).
@@ -147,11 +149,7 @@ def accuracy_interval(
     if seeds < 2 or independent < 2:
         raise DataError(f"{_few(seeds, images, independent)}; the interval of an accuracy needs at least 2 of each")
     test = _t_test(np.asarray(correct, np.float64), members_of(clusters, images))
-    mean, low, high = test.mean / 100, test.low / 100, test.high / 100
-    if mean in (0.0, 1.0):
-        end = (LEVEL / 2) ** (1 / independent)
-        return (mean, end, 1.0) if mean else (mean, 0.0, 1.0 - end)
-    return mean, max(0.0, low), min(1.0, high)
+    return test.mean / 100, max(0.0, test.low / 100), min(1.0, test.high / 100)
 
 
 def _few(seeds: int, images: int, independent: int) -> str:
@@ -181,7 +179,8 @@ def _t_test(differences: Float[np.ndarray, "s n"], members: Int64[np.ndarray, " 
         of_images = float(1 / (shares**2).sum()) - 1
     variance = by_seed + by_image
     if variance == 0:
-        return _Test(mean, mean, mean, float(mean == 0), 0.0)
+        half = 100 * (1 - (LEVEL / 2) ** (1 / (images if members is None else len(shares))))
+        return _Test(mean, max(-100.0, mean - half), min(100.0, mean + half), float(mean == 0), 0.0)
     freedom = variance**2 / (by_seed**2 / (seeds - 1) + by_image**2 / of_images)
     half = float(distributions.t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(variance)
     p = 2 * float(distributions.t.sf(abs(mean) / math.sqrt(variance), freedom))
