@@ -126,7 +126,14 @@ def test_arms_that_agree_on_every_image_differ_by_at_most_what_so_few_images_wou
     same = np.ones((3, 10))
     found = paired_interval("new", "old", same, same)
     assert (found.difference, found.low, found.high) == pytest.approx((0, -unseen, unseen))
-    assert (found.boot_low, found.boot_high, found.p, found.p_holm, found.effect_size, found.seeds_needed) == (0, 0, 1, 1, None, None)
+    assert (found.boot_low, found.boot_high, found.p, found.p_holm, found.effect_size, found.seeds_needed) == (
+        0,
+        0,
+        1,
+        1,
+        None,
+        None,
+    )
     always = paired_interval("new", "old", same, np.zeros((3, 10)))
     assert (always.low, always.high) == pytest.approx((100 - unseen, 100))
     assert (always.boot_low, always.p, always.effect_size) == (100, 0, None)
@@ -134,7 +141,9 @@ def test_arms_that_agree_on_every_image_differ_by_at_most_what_so_few_images_wou
     assert paired_interval("new", "old", triples, triples, np.arange(30) // 3).high == pytest.approx(unseen)
 
 
-@pytest.mark.parametrize(("images", "decision"), [(134, "insufficient evidence"), (735, "insufficient evidence"), (736, "reject")])
+@pytest.mark.parametrize(
+    ("images", "decision"), [(134, "insufficient evidence"), (735, "insufficient evidence"), (736, "reject")]
+)
 def test_agreement_on_few_images_is_no_proof_that_nothing_can_be_gained(images, decision):
     right = np.ones((4, images))
     found, reasons = decide([paired_interval("new", "old", right, right)], 0.5, images)
