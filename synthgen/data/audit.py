@@ -258,6 +258,29 @@ def near_duplicates(images: UInt8[np.ndarray, "n c h w"], threshold: float, chun
     return group
 
 
+def near_any(
+    images: UInt8[np.ndarray, "n c h w"], others: UInt8[np.ndarray, "m c h w"], threshold: float, chunk: int = 2048
+) -> Bool[np.ndarray, " n"]:
+    """Which images have a near duplicate among others, by the distance of `near_duplicates`; of the same pixels always one.
+
+    Cost: 4 s for 10,000 images and 50,000 others of 32x32 on one core; memory is the thumbnails and chunk x chunk numbers.
+    """
+    from threadpoolctl import threadpool_limits
+
+    known = {hashlib.sha256(image).digest() for image in np.ascontiguousarray(others)}
+    found = np.array([hashlib.sha256(image).digest() in known for image in np.ascontiguousarray(images)], dtype=bool)
+    if threshold <= 0 or not len(images) or not len(others):
+        return found
+    (own, own_textured), (theirs, textured) = _thumbnails(images), _thumbnails(others)
+    theirs, least = theirs[textured], 1 - threshold**2 / 2
+    with threadpool_limits(1):
+        for i in range(0, len(own), chunk):
+            for j in range(0, len(theirs), chunk):
+                near = (own[i : i + chunk] @ theirs[j : j + chunk].T >= least).any(axis=1)
+                found[i : i + chunk] |= near & own_textured[i : i + chunk]
+    return found
+
+
 def _near_pairs(vectors: Float[np.ndarray, "n d"], threshold: float, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of unit vectors within the threshold (each with itself too), a block of chunk x chunk at a time."""
     from threadpoolctl import threadpool_limits

@@ -36,8 +36,8 @@ class Recipe:
         synthetic: which synthetic images are mixed in: none, those that the gate kept, all candidates, those kept or dropped
             for nothing but being copies, or another generator's (its name).
         times: synthetic images for each train image; None takes them all.
-        soft: labels of the synthetic images (or, without any, of the train images) are the mean probabilities of this seed's
-            committee of real-only networks.
+        soft: labels of the synthetic images are the mean probabilities of this seed's committee of real-only networks.
+        distilled: those of the train images are, too.
         start: fresh weights; SimCLR on every real image; first trained on the synthetic images alone; or those of
             `gain.transfer`.
         given: further settings of its training (`models.stacked.Training`, or `steps`), name and value.
@@ -55,6 +55,7 @@ class Recipe:
     synthetic: str = ""
     times: float | None = None
     soft: bool = False
+    distilled: bool = False
     start: Literal["fresh", "simclr", "synthetic", "transfer"] = "fresh"
     given: tuple[tuple[str, float], ...] = ()
     dial: str = "strength"
@@ -99,13 +100,15 @@ RECIPES: dict[str, Recipe] = {
     "real_regularised": Recipe(dial="dropout", values=(0.2, 0.35, 0.5)),
     "real_decay": Recipe(dial="decay", values=(0.0, 0.05, 0.2)),
     "real_longer": Recipe(dial="steps", values=(1.0, 2.0, 4.0)),
-    "real_distilled": Recipe(soft=True),
+    "real_distilled": Recipe(soft=True, distilled=True),
     "real_searched": Recipe(dial=""),
     "simclr": Recipe(start="simclr", dial="lr"),
     "transfer": Recipe(start="transfer", dial="lr"),
     "pseudo_labels": Recipe(unlabelled="pseudo", dial="confidence", values=(0.6, 0.8, 0.95)),
     "pool_labels": Recipe(unlabelled="pool", dial="share", values=SHARES),
     "fixmatch": Recipe(unlabelled="fixmatch", dial="confidence", values=(0.6, 0.8, 0.95)),
+    "transfer_pool": Recipe(start="transfer", unlabelled="pool", dial="share", values=SHARES),
+    "transfer_fixmatch": Recipe(start="transfer", unlabelled="fixmatch", dial="confidence", values=(0.6, 0.8, 0.95)),
     "logistic_pixels": Recipe("pixels", "logistic", dial=""),
     "svm_pixels": Recipe("pixels", "svm", dial=""),
     "forest_pixels": Recipe("pixels", "forest", dial=""),
@@ -198,6 +201,8 @@ ARMS: dict[str, Arm] = {
         pseudo_labels="real, pseudo-labelled unlabelled images",
         pool_labels="real, pool with the labels of a committee that the generator had",
         fixmatch="real, FixMatch on unlabelled images",
+        transfer_pool="real, fine-tuned from pre-trained weights, pool with the labels that the generator had",
+        transfer_fixmatch="real, fine-tuned from pre-trained weights, FixMatch on unlabelled images",
     ),
     "real_searched": Arm("real_searched", "real, architecture and settings found by a search on val", "searched"),
     "real_committee": Arm("", "committee of the strongest real-only network", "committee"),

@@ -15,7 +15,7 @@ from synthgen.gain.cells import Cell, Setting
 from synthgen.gain.curve import class_needs, learning_curve
 from synthgen.gain.scores import scores
 from synthgen.gain.stats import accuracy_interval, class_gains, cluster_ids, corrected, num_clusters, paired_interval
-from synthgen.gain.study import Study, mean_vote, plain, vote
+from synthgen.gain.study import Study, mean_vote, plain, size_of, vote
 from synthgen.types import UNLABELLED, ArmAccuracy, Batch, CurvePoint, GainReport, GainRow, Interval, LearningCurve
 
 Predictions = Mapping[Cell, np.ndarray]
@@ -30,6 +30,7 @@ class TestSet:
         images: labelled.
         groups: of each image, None for one without; None where images carry no groups.
         near: keys of those that have a near duplicate among the real images that arms may train on.
+        given_away: keys of those that have one among the synthetic images that the gate kept: their generator may have seen them.
         opened_before: what had happened since each earlier time that they were opened, one line each.
         trained_since: networks that were trained after the test images had been opened for the first time.
         blocks: number of each image's block, its group and near duplicates together (see `splits.leakage_blocks`); where
@@ -42,6 +43,7 @@ class TestSet:
     opened_before: tuple[str, ...] = ()
     trained_since: int = 0
     blocks: np.ndarray | None = None
+    given_away: frozenset[str] = field(default_factory=frozenset)
 
     @cached_property
     def clusters(self) -> np.ndarray | None:
@@ -52,8 +54,8 @@ class TestSet:
 
     @cached_property
     def doubled(self) -> np.ndarray:
-        """Which images have one, as a mask."""
-        return np.array([key in self.near for key in self.images.keys])
+        """Which images have one, of either kind, as a mask."""
+        return np.array([key in self.near or key in self.given_away for key in self.images.keys])
 
 
 def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) -> GainReport:
@@ -83,9 +85,9 @@ def assess(study: Study, on_test: Predictions, test: TestSet, setting: Setting) 
     classes = class_gains(masks, of_groups, correct[arm], correct[base], test.clusters)
     independent = num_clusters(test.clusters, len(labels)) if of_groups else None
     decision, reasons = verdict.decide(deciding, setting.gain.smallest_gain, len(labels), independent)
-    decision, reasons = verdict.without(decision, reasons, study)
-    reasons += verdict.losers(classes, decision)
     found = Found(study, rows, {(i.arm, i.baseline): i for i in intervals}, correct, curve, needs, test, setting)
+    decision, reasons = verdict.without(decision, reasons, found, decisive)
+    reasons += verdict.losers(classes, decision)
     return GainReport(
         verdict=decision,
         reasons=reasons,
@@ -225,7 +227,8 @@ def _learning_curve(
         for (size, source, _), found in zip(study.curve, right, strict=True)
     ]
     singles = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).role in SINGLE]
-    singles = [arm for arm in singles if plain(recipe_of(study.recipes[arm]))]
+    size = size_of(recipe_of(study.curve_recipe))
+    singles = [arm for arm in singles if plain(own := recipe_of(study.recipes[arm])) and size_of(own) == size]
     num_train, following = len(setting.data.train), setting.gain.next_images
     arms = {arm: correct[arm].mean(1) for arm in singles}
     curve = learning_curve(

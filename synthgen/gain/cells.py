@@ -321,7 +321,7 @@ def sources_of(cell: Cell, recipe: Recipe, setting: Setting, teach: Teach | None
     if len(real):
         if cell.extra.startswith("size"):
             own, num_real = _sized(cell, setting, left)
-        elif recipe.soft and synthetic is None:
+        elif recipe.distilled:
             own = Source(real.images, (np.arange(len(real)),) * s, _targets(real, recipe, cell, classes, teach), left)
         else:
             own = Source.shared(real.images, one_hot(real.labels, classes), s, left)

@@ -409,7 +409,12 @@ def _curve(study: Study, setting: Setting, train: Train) -> None:
 
 
 def plain(own: Recipe) -> bool:
-    """Whether nothing but labelled images, real or synthetic, goes into a network, for the usual steps: then a gain is worth so
-    many real images."""
+    """Whether nothing but labelled images, real or synthetic, goes into a network, and no dial sets its steps: then a gain is
+    worth so many real images, if the curve's networks are of its length and size (see `size_of`)."""
     usual = own.kind == "network" and own.start in ("fresh", "synthetic") and own.dial != "steps"
     return usual and not own.taught and not own.unlabelled
+
+
+def size_of(own: Recipe) -> dict[str, float]:
+    """What sets a network apart in length or size: more steps, as a partner of `real_longer` may have, another width or depth."""
+    return {name: value for name, value in own.given if name in ("steps", "width", "depth")}

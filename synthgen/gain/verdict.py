@@ -12,8 +12,9 @@ from synthgen.gain.stats import corrected
 from synthgen.types import ClassGain, Control, Interval, Verdict
 
 if TYPE_CHECKING:
+    from synthgen.gain.arms import Recipe
     from synthgen.gain.assess import Found
-    from synthgen.gain.study import Study
+    from synthgen.gain.data import StudyData
 
 
 def decide(
@@ -70,12 +71,16 @@ NEEDED = {
 """What a gain has to be shown against before anybody is told to use it, and the arms that show it."""
 
 
-def without(decision: Verdict, reasons: tuple[str, ...], study: Study) -> tuple[Verdict, tuple[str, ...]]:
+def without(
+    decision: Verdict, reasons: tuple[str, ...], found: Found, decisive: Sequence[tuple[str, str]]
+) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict where arms weren't trained, or not asked for, that "use" can't do without: then it isn't given.
 
-    Those are the arms on all labelled images, the committees, and one real-only network on augmented images.
+    Those are the arms on all labelled images, the committees, one real-only network on augmented images, and one that had
+    what the generator had: the labels of its pool, and weights from elsewhere if its own were. Nor is it given where the gain
+    doesn't hold on the test images that nothing trained on is a near duplicate of.
     """
-    unknown = []
+    study, unknown = found.study, list[str]()
     for what, arms in NEEDED.items():
         missing = [arm for arm in arms if arm not in study.votes]
         unasked = [arm for arm in missing if arm not in study.skipped]
@@ -87,7 +92,24 @@ def without(decision: Verdict, reasons: tuple[str, ...], study: Study) -> tuple[
     real = [recipe_of(study.recipes[arm]) for arm in study.votes if not arm_of(arm).synthetic and arm_of(arm).role in SINGLE]
     if decision == "use" and not any(recipe.kind == "network" and recipe.policy for recipe in real):
         unknown.append("no real-only network was trained on augmented images; add real_aug to gain.arms")
+    if decision == "use":
+        unknown += _unlike(found.setting.data, real)
+        if _near_duplicates(found, decisive).alarm:
+            unknown.append(
+                "it doesn't hold on the test images that have no near duplicate among those trained on, real or synthetic"
+            )
     return "insufficient evidence" if unknown and decision == "use" else decision, (*reasons, *unknown)
+
+
+def _unlike(data: StudyData, real: Sequence[Recipe]) -> list[str]:
+    """What the generator knew and no real-only network did, in words; at most one entry."""
+    pooled, started = data.pool_labels is not None, data.elsewhere
+    if any((own.unlabelled == "pool" or not pooled) and (own.start == "transfer" or not started) for own in real):
+        return []
+    arm = {(True, False): "pool_labels", (False, True): "transfer", (True, True): "transfer_pool"}[pooled, started]
+    had = " and ".join(["the labels of a pool"] * pooled + ["weights from elsewhere"] * started)
+    folder = ", and gain.transfer" if started and data.pretrained is None and data.transformer is None else ""
+    return [f"the generator had {had}, and no real-only network did: add {arm} to gain.arms{folder}"]
 
 
 def losers(classes: Sequence[ClassGain], decision: Verdict) -> tuple[str, ...]:
@@ -303,13 +325,16 @@ def _near_duplicates(found: Found, decisive: Sequence[tuple[str, str]]) -> Contr
     question = "Does the test set hold near duplicates of training images?"
     near = found.test.doubled
     if not near.any():
-        return Control(question, "no test image has a near duplicate among the real images that arms may see", False)
+        seen = "the real images that arms may see, or the samples that the gate kept"
+        return Control(question, f"no test image has a near duplicate among {seen}", False)
     if near.all():
         return Control(question, "every test image has one: the test set says nothing about unseen images", True)
     without = [i for pair in decisive if (i := found.interval_on(~near, *pair)) is not None]
     if not without:
         return Control(question, f"{int(near.sum())} have one, and the others are of a single group: they say nothing", True)
-    answer = f"{int(near.sum())} have one; without them {'; '.join(map(_said, without))}"
+    given = len(found.test.given_away)
+    of_samples = f", {given} among the synthetic images, whose generator may have seen them" if given else ""
+    answer = f"{int(near.sum())} have one{of_samples}; without them {'; '.join(map(_said, without))}"
     return Control(question, answer, any(i.low <= 0 for i in without))
 
 

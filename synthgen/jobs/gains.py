@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from synthgen import storage
+from synthgen.data.audit import near_any
 from synthgen.errors import ConfigError, DataError, TrainingError
 from synthgen.gain import arms as gain_arms
 from synthgen.gain import assess, cells, study
@@ -150,6 +151,7 @@ def _with_the_rest(contest: Contest, data: StudyData) -> StudyData:
         with_copies=contest.chosen.kept(order, split, frozenset(COPIES))[0],
         others={other.name: other.kept(order, split)[0] for other in contest.others},
         pool_labels=raw.read(pools.folder_of(split) / pools.LABELS, split.spec) if config.pool.train else None,
+        elsewhere=bool(getattr(getattr(config.generators, contest.chosen.name, None), "init_from", None)),
         truth=truth,
         groups={key: group for key, group in grouped.items() if group is not None},
         features=transfer.embedding(judging.extractor, order, split) if judging is not None else None,
@@ -350,7 +352,10 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
             again = tuple(f"{each['after']}; changed: {', '.join(each['changed']) or 'nothing'}" for each in said["again"])
             since = sum(each["unseen"] for each in openings[1:])
             about = split.groups("test"), split.near_train(SEEN)
-            test = assess.TestSet(split.role("test"), *about, again, since, split.blocks("test"))
+            images, kept = split.role("test"), _setting(contest).data.gated
+            near = near_any(images.images, kept.images, config.audit.near_duplicate)
+            given = frozenset(key for key, found in zip(images.keys, near, strict=True) if found)
+            test = assess.TestSet(images, *about, again, since, split.blocks("test"), given)
             report = assess.assess(done, rounds.predictions(done.trained), test, _setting(contest))
             work.write_json("gain.json", report.to_json())
             finished.sweep()

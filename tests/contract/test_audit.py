@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from synthgen.config.schema import AuditConfig, DataConfig, SplitConfig
-from synthgen.data.audit import AuditReport, audit, constant, exact_duplicates, label_issues, near_duplicates, one_line
+from synthgen.data.audit import AuditReport, audit, constant, exact_duplicates, label_issues, near_any, near_duplicates, one_line
 from synthgen.data.sources import RealImages, load
 from synthgen.data.splits import split
 from synthgen.errors import DataError
@@ -80,6 +80,21 @@ def test_groups_do_not_depend_on_the_chunk_and_can_be_switched_off(digits: RealI
     for chunk in (7, 100, 5000):
         np.testing.assert_array_equal(near_duplicates(images, 0.3, chunk), loose)
     assert len(np.unique(near_duplicates(images, 0.0))) == 500
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_which_images_have_a_near_duplicate_among_others(digits: RealImages, kind: str):
+    """As `near_duplicates` has it, but for two images that only a third one joins."""
+    images, planted = digits.batch.images[:600], np.stack([PLANTED[kind](image) for image in digits.batch.images[100:200]])
+    for chunk in (64, 2048):
+        found = near_any(images, planted, THRESHOLD, chunk)
+        assert found[100:200].all()
+        assert np.count_nonzero(found) <= 101
+    exact = near_any(images, planted, 0.0)
+    assert np.flatnonzero(exact).tolist() == (list(range(100, 200)) if kind == "the same" else [])
+    assert not near_any(images[:100], images[:0], THRESHOLD).any()
+    flat = np.stack([np.full((1, 8, 8), level, np.uint8) for level in (0, 10)])
+    assert near_any(flat, flat[1:], THRESHOLD).tolist() == [False, True]
 
 
 def test_images_of_one_colour_are_no_near_duplicates_of_each_other():

@@ -243,9 +243,10 @@ def test_with_everything_at_hand_no_arm_is_skipped(data):
     assert {name: why for name in (*ARMS, "generator_gan") if (why := why_not(name, data))} == {}
 
 
-POOL_ARMS = {"pool_labels", "synthetic_pool", "synthetic_pool_with_copies"}
+POOL_ARMS = {"pool_labels", "transfer_pool", "synthetic_pool", "synthetic_pool_with_copies"}
 COPIES_ARMS = {"synthetic_with_copies", "synthetic_pool_with_copies"}
-UNLABELLED_ARMS = {"pseudo_labels", "fixmatch", "synthetic_pseudo", "synthetic_fixmatch"}
+UNLABELLED_ARMS = {"pseudo_labels", "fixmatch", "transfer_fixmatch", "synthetic_pseudo", "synthetic_fixmatch"}
+TRANSFER_ARMS = {"transfer", "transfer_pool", "transfer_fixmatch"}
 SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "active_kcenter"}
 
 
@@ -258,7 +259,7 @@ SIMULATED = {"oracle", "active_random", "active_margin", "active_entropy", "acti
             "needs the gate's extractor, and there is no features folder",
         ),
         ({"pool_labels": None}, POOL_ARMS, r"needs a pool that the generator was trained on: split\.pool and pool\.train=true"),
-        ({"pretrained": None}, {"transfer"}, r"needs pre-trained weights: gain\.transfer=FOLDER"),
+        ({"pretrained": None}, TRANSFER_ARMS, r"needs pre-trained weights: gain\.transfer=FOLDER"),
         ({"backbone": None}, {"transfer_probe"}, r"needs pre-trained weights: gain\.transfer=FOLDER"),
         ({"truth": None}, SIMULATED, r"a simulation with hidden labels wasn't asked for \(gain\.simulate=true\)"),
         ({"truth": np.full(15, UNLABELLED)}, SIMULATED, "or there are none"),

@@ -171,6 +171,9 @@ SURE = {"reference": 3, "pool": 3}
 
 EXPECTED: dict[str, tuple[list[tuple[dict[str, int], int]], tuple[int, int]]] = {
     **{name: ([({"train": 12}, BATCH)], (12, 0)) for name in RECIPES if name.startswith("real") or name == "transfer"},
+    "transfer_pool": ([({"train": 12}, 8), ({"guessed": 7}, 8)], (19, 0)),
+    "transfer_fixmatch": ([({"train": 12}, BATCH), ({"reference": 9, "pool": 8}, BATCH)], (29, 0)),
+    "real_distilled+synthetic": ([({"train": 12}, 8), ({"gated": 126}, 8)], (12, 126)),
     "simclr": ([({"train": 12}, BATCH)], (29, 0)),
     "pseudo_labels": ([({"train": 12}, 8), (SURE, 8)], (18, 0)),
     "fixmatch": ([({"train": 12}, BATCH), ({"reference": 9, "pool": 8}, BATCH)], (29, 0)),
@@ -226,7 +229,7 @@ def test_labels_are_the_images_own_unless_taught(setting, name):
         if source.targets is None or "pool" in roles(setting, source):
             continue
         pixels = [source.images[row] for row in source.rows[1]]
-        soft = recipe.soft and ("train" not in roles(setting, source) or not recipe.synthetic)
+        soft = recipe.distilled if "train" in roles(setting, source) else recipe.soft
         expected = teach(np.stack(pixels), 1, True) if soft else one_hot(np.array([known[p.tobytes()] for p in pixels]), 3)
         assert np.array_equal(source.targets[1], expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,6 +117,26 @@ def without_time(report: GainReport) -> GainReport:
     """Wall seconds differ from run to run, and what is said of them."""
     rows = tuple(replace(row, seconds=0.0, device_seconds=0.0) for row in report.rows)
     return replace(report, rows=rows, advice=())
+
+
+def test_samples_that_are_test_images_are_told(run, split, monkeypatch):
+    """A generator from elsewhere may have been trained on what became the test images."""
+    shown = split.role("test")
+
+    def kept(judged: Judged, order: Any, split: Split, ignoring: frozenset[str] = frozenset()) -> tuple[Batch, Batch]:
+        batch = replace(shown, keys=tuple(f"candidate-{key}" for key in shown.keys)).take(np.arange(20))
+        return batch, batch
+
+    def told(report: GainReport) -> Any:
+        return next(control for control in report.controls if "near duplicates of training images" in control.question)
+
+    assert "no test image has a near duplicate" in told(run.study("gain.curve=false")).answer
+    monkeypatch.setattr(Judged, "kept", kept)
+    report = run.study("gain.curve=false", candidates="two", restart=True)
+    assert re.search(
+        r"^20 have one, 20 among the synthetic images, whose generator may have seen them; without", told(report).answer
+    )
+    assert report.verdict != "use"
 
 
 # Only assessed anew
@@ -356,8 +377,8 @@ def test_a_cells_key_is_of_what_it_looks_at():
     assert changed(other_gan="1") == {"generator_gan"}
     on_features = {"logistic_features", "svm_features", "forest_features", "boosting_features"}
     assert changed(features="1") == changed(extractor="1") == on_features
-    assert changed(transfer="1") == {"transfer", "transfer_probe"}
-    assert changed(pool="1") == {"pool_labels", "synthetic_pool", "synthetic_pool_with_copies"}
+    assert changed(transfer="1") == {"transfer", "transfer_pool", "transfer_fixmatch", "transfer_probe"}
+    assert changed(pool="1") == {"pool_labels", "transfer_pool", "synthetic_pool", "synthetic_pool_with_copies"}
     assert changed(split="1") == set(), "that is the folder's"
 
 

@@ -17,6 +17,7 @@ from synthgen.gain.arms import ARMS, QUICK, recipe_of
 from synthgen.gain.assess import TestSet as Locked
 from synthgen.gain.assess import assess, decisive_pairs
 from synthgen.gain.cells import Cell, Network, Setting, Trained, times_of
+from synthgen.gain.data import why_not
 from synthgen.gain.study import Study, conduct, mean_vote
 from synthgen.gain.verdict import decide, losers
 from synthgen.types import UNLABELLED, Batch, ClassGain, DatasetSpec, GainReport, Interval
@@ -33,7 +34,7 @@ CONFIG = GainConfig(seeds=SEEDS, committee=2, large_committee=3, tune_seeds=2, t
 
 @pytest.fixture
 def setting(toy_spec: DatasetSpec) -> Setting:
-    data = blank_study(toy_spec, NUM_VAL, made_in_s=60.0)
+    data = replace(blank_study(toy_spec, NUM_VAL, made_in_s=60.0), pool_labels=None)
     return Setting(data, ClassifierConfig(), AugmentConfig(), CONFIG, "cpu")
 
 
@@ -411,7 +412,9 @@ def test_a_gain_that_near_duplicates_make_is_an_alarm(setting):
         if cell.recipe.startswith("synthetic"):
             found[cell][:, :300] = predicted(np.ones(300, bool), test.images.labels[:300])
     report = assess(study, found, test, setting)
-    assert report.verdict == "use"
+    assert report.verdict == "insufficient evidence"
+    assert "it doesn't hold on the test images that have no near duplicate" in report.reasons[-1]
+    assert assess(study, found, replace(test, near=frozenset()), setting).verdict == "use", "a gain, if nobody looks"
     control = question(report, "near duplicates of training images")
     assert control.alarm
     assert control.answer.startswith("300 have one; without them ")
@@ -424,9 +427,51 @@ def test_a_gain_that_near_duplicates_make_is_an_alarm(setting):
     )
 
 
+def test_samples_that_show_the_test_images_bring_no_gain(setting):
+    """Their generator was trained on 300 of the test images: the arm with them is right on those, and gains on no other."""
+    shown = frozenset(f"test-{i:03d}" for i in range(300))
+    test = Locked(images(NUM_TEST, "test"), given_away=shown)
+    study = conducted(WHOLE, setting, {})
+    found = planted(study, test.images, lambda cell: 0.7)
+    for cell in found:
+        if cell.recipe.startswith("synthetic"):
+            found[cell][:, :300] = predicted(np.ones(300, bool), test.images.labels[:300])
+    report = assess(study, found, test, setting)
+    assert report.verdict == "insufficient evidence"
+    control = question(report, "near duplicates of training images")
+    assert control.alarm
+    assert control.answer.startswith("300 have one, 300 among the synthetic images, whose generator may have seen them; without")
+
+
+UNLIKE = {
+    "pool_labels": (True, False, "the generator had the labels of a pool, and no real-only network did: add pool_labels to"),
+    "transfer": (False, True, "the generator had weights from elsewhere, and no real-only network did: add transfer to"),
+    "transfer_pool": (True, True, "had the labels of a pool and weights from elsewhere, .*: add transfer_pool to"),
+}
+
+
+@pytest.mark.parametrize("arm", UNLIKE)
+def test_use_needs_a_rival_that_had_what_the_generator_had(setting, toy_spec, arm):
+    """Else a teacher's work, or that of a pre-trained network, is taken for the samples'."""
+    pooled, elsewhere, said = UNLIKE[arm]
+    labels = blank_study(toy_spec, NUM_VAL).pool_labels if pooled else None
+    informed = replace(setting, data=replace(setting.data, pool_labels=labels, elsewhere=elsewhere))
+    report = reported(informed, WHOLE)
+    assert report.verdict == "insufficient evidence"
+    assert re.search(said, report.reasons[-1]), report.reasons
+    assert reported(informed, WHOLE, synthetic=0.4).verdict == "reject"
+    for other in UNLIKE:
+        why = why_not(other, informed.data)
+        if not why:
+            enough = other == arm or other == "transfer_pool"
+            verdict = reported(informed, (*WHOLE, other), on_val={other: 30}).verdict
+            assert verdict == ("use" if enough else "insufficient evidence"), other
+
+
 def test_without_near_duplicates_and_with_nothing_else(setting):
     none = question(reported(setting), "near duplicates")
-    assert (none.alarm, none.answer) == (False, "no test image has a near duplicate among the real images that arms may see")
+    seen = "among the real images that arms may see, or the samples that the gate kept"
+    assert (none.alarm, none.answer) == (False, f"no test image has a near duplicate {seen}")
     every = reported(setting, test=Locked(images(NUM_TEST, "test"), near=frozenset(f"test-{i:03d}" for i in range(NUM_TEST))))
     assert question(every, "near duplicates").alarm
     assert all(row.clean is None for row in every.rows)
@@ -542,6 +587,14 @@ def test_longer_training_is_a_rival_with_all_that_follows(setting):
         assert cell.recipe.removesuffix("@all") == "real_longer"
         assert times_of(cell, recipe_of(cell.recipe)) == value
     assert study.curve_recipe == "real_aug", "at equal steps"
+    test = Locked(images(NUM_TEST, "test"))
+    sizes = {f"size {n}": share for n, share in zip((3, 6, 24, 48, 72, 87), (0.5, 0.6, 0.75, 0.8, 0.85, 0.88), strict=False)}
+    found = planted(study, test.images, lambda cell: sizes.get(cell.extra, 0.78 if "synthetic" in cell.recipe else 0.7))
+    report = assess(study, found, test, curved)
+    assert report.curve is not None
+    assert {each.arm for each in report.curve.exchange} == {"synthetic_gated"}, (
+        "what longer training brings isn't the samples' worth"
+    )
 
 
 def test_longer_training_that_is_the_same_is_left_out(setting):
@@ -551,11 +604,12 @@ def test_longer_training_that_is_the_same_is_left_out(setting):
     assert "real_longer" not in study.votes
 
 
-def test_a_gain_over_the_labels_that_the_generator_had_is_not_the_teachers(setting):
+def test_a_gain_over_the_labels_that_the_generator_had_is_not_the_teachers(setting, toy_spec):
+    pooled = replace(setting, data=replace(setting.data, pool_labels=blank_study(toy_spec, NUM_VAL).pool_labels))
     for labels, alarm in ((0.85, True), (0.7, False)):
         share = {"real_aug": 0.7, "synthetic_pool": 0.82, "pool_labels": labels, "synthetic_gated": 0.8}
         arms = (*PAIR, "pool_labels", "synthetic_pool")
-        control = question(reported(setting, arms, right=lambda cell, share=share: share[cell.recipe]), "the teacher")
+        control = question(reported(pooled, arms, right=lambda cell, share=share: share[cell.recipe]), "the teacher")
         assert (control.alarm, control.answer.startswith("synthetic_pool against pool_labels")) == (alarm, True)
 
 
