@@ -11,6 +11,11 @@ arm's figure for a split is the mean over that run's classifier seeds; the inter
 split alone has an arm or a pair, its interval is the run's own, over seeds (and, of a pair that the run compared, over test
 images). A pair that no run has is left out.
 
+The splits are of the same images: two of them that lock half of all away as a test set share half of it. The interval over
+splits takes them for independent. With `--overlap SHARE` a second one counts the share of a test set that two splits have in
+common, 0.5 there, 1 for a given test set: variance over splits / their number + SHARE x variance over test images, the
+latter at most what the runs' own intervals say (they hold the seeds' luck too). It is told of pairs whose runs kept theirs.
+
 `chosen on val` is the strongest single network (no committee, nothing classical) on the train images; `best on test` is the
 one that did best on the very test images, with or without val's labels: a bar that nobody can choose beforehand.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,6 +38,7 @@ from typing import Any
 
 import numpy as np
 from machine import machine, versions  # beside this script
+from scipy import stats as distributions
 
 from synthgen.gain.arms import recipe_of
 from synthgen.gain.stats import mean_interval
@@ -68,6 +75,9 @@ def main() -> None:
     about_sum = "run nothing: sum the finished runs FOLDER/split-N, or those in a file that --json wrote"
     parser.add_argument("--sum", type=Path, metavar="FOLDER|FILE", help=about_sum)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--overlap", type=float, help="share of a split's test images that are another's too: 0.5 for split.test=0.5"
+    )
     parser.add_argument("--quick", action="store_true", help="two splits of digits-smoke: a check, no result")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     asked = parser.parse_args()
@@ -83,7 +93,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(at_once) as threads:
             begin = partial(one, recipe, folder=asked.out or Path(scratch), settings=settings, env=os.environ | threads_each)
             runs = list(threads.map(begin, range(asked.first, asked.first + splits)))
-    result = about | {"runs": runs, **summary(runs)}
+    result = about | {"runs": runs, **summary(runs, asked.overlap)}
     show(result)
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +170,7 @@ def finished(folder: Path, seed: int) -> Row:
     return about | {"split_seed": seed, "intervals": study.get("intervals", []), "exchange": exchange}
 
 
-def summary(runs: list[Row]) -> Row:
+def summary(runs: list[Row], overlap: float | None = None) -> Row:
     """Arm -> mean accuracy and mean difference to the arms that matter, with intervals over the splits that ran it."""
     studied = [run for run in runs if run["arms"]]
     arms = {}
@@ -176,7 +186,7 @@ def summary(runs: list[Row]) -> Row:
     verdicts = {verdict: sum(run["verdict"] == verdict for run in runs) for verdict in ("use", "reject", "insufficient evidence")}
     return {
         "arms": arms,
-        "pairs": pairs(studied),
+        "pairs": pairs(studied, overlap),
         "exchange": [each | {"split_seed": run["split_seed"]} for run in studied for each in run["exchange"]],
         "verdicts": verdicts,
         "wall_s": [run["wall_s"] for run in runs if "wall_s" in run],
@@ -189,7 +199,7 @@ def mean_of(values: list[float | None], times: float) -> float | None:
     return None if None in values else times * float(np.mean(values))
 
 
-def pairs(studied: list[Row]) -> dict[str, Row]:
+def pairs(studied: list[Row], overlap: float | None = None) -> dict[str, Row]:
     """Pair -> difference in points of test accuracy."""
     found: dict[str, list[list[float | None]]] = {
         f"{a} - {b}": [difference(run, a, b) for run in having(studied, a, b)] for a, b in PAIRS
@@ -203,7 +213,7 @@ def pairs(studied: list[Row]) -> dict[str, Row]:
     best = [row for run in studied for row in run["arms"].values() if row["best_synthetic"]]
     strongest = [[row["difference"], row["difference_low"], row["difference_high"]] for row in best]
     found["strongest synthetic - strongest real-only, both chosen on val"] = strongest
-    return {pair: over(each) for pair, each in found.items() if each}
+    return {pair: over(each) | shared(each, overlap) for pair, each in found.items() if each}
 
 
 def having(studied: list[Row], *arms: str) -> list[Row]:
@@ -238,6 +248,21 @@ def over(each: list[list[float | None]]) -> Row:
     return {"mean": mean, "low": low, "high": high, "splits": len(each), "interval_over": "splits" if len(each) > 1 else "seeds"}
 
 
+def shared(each: list[list[float | None]], overlap: float | None) -> Row:
+    """The interval that counts the test images which splits have in common, at its widest; empty where it can't be told."""
+    if overlap is None or len(each) < 2 or any(low is None for _, low, _ in each):
+        return {}
+    values, low, high = (np.array(column, float) for column in zip(*each, strict=True))
+    images = float(np.mean(((high - low) / 2 / 1.96) ** 2))
+    error = math.sqrt(values.var(ddof=1) / len(values) + overlap * images)
+    half = float(distributions.t.ppf(0.975, len(values) - 1)) * error
+    return {
+        "low_shared": float(values.mean()) - half,
+        "high_shared": float(values.mean()) + half,
+        "median": float(np.median(values)),
+    }
+
+
 def show(result: Row) -> None:
     """The table, as it goes into the log."""
     wall = f"; median {np.median(result['wall_s']):.0f} s a run" if result["wall_s"] else ""
@@ -251,9 +276,12 @@ def show(result: Row) -> None:
         for arm, row in result["arms"].items():
             figures = (row["macro_f1"], ".1f"), (row["worst_class"], ".1f"), (row["ece"], ".3f")
             print(f"| {arm} | {' | '.join('-' if value is None else format(value, form) for value, form in figures)} |")
-    print("\n| pair | splits | points (95% over splits) |\n|---|---|---|")
+    told = any("low_shared" in row for row in result["pairs"].values())
+    more = " median | at widest, for the test images that splits share |" if told else ""
+    print(f"\n| pair | splits | points (95% over splits) |{more}\n|---|---|---|{'---|---|' if told else ''}")
     for pair, row in result["pairs"].items():
-        print(f"| {pair} | {row['splits']} | {text(row)} |")
+        wide = f" {row['median']:+.2f} | {row['low_shared']:+.2f} to {row['high_shared']:+.2f} |" if "low_shared" in row else ""
+        print(f"| {pair} | {row['splits']} | {text(row)} |{wide or ' | |' * told}")
     if result["exchange"]:
         print("\n| split | arm | real images it had | worth as many real images (95%) |\n|---|---|---|---|")
     for row in result["exchange"]:

@@ -166,6 +166,29 @@ def test_a_file_that_was_written_sums_to_the_same(three_splits, tmp_path):
     assert [run["split_seed"] for run in one["runs"]] == [2]
 
 
+def test_test_images_that_splits_share_are_counted_where_the_runs_say_how_much_they_matter(tmp_path):
+    for seed, points in enumerate((1.0, 2.0, 3.0)):
+        (tmp_path / f"split-{seed}" / "gain").mkdir(parents=True)
+        arms = {
+            "pool_labels": arm(0.9, 0.5, "pool_labels"),
+            "synthetic_pool": arm(0.9 + points / 100, 0.5, "synthetic_pool", True),
+        }
+        arms["real_aug"] = arm(0.8, 0.5)
+        arms["oracle"] = arm(0.9, 0.5, simulation=True)  # of which no run kept an interval
+        (tmp_path / f"split-{seed}" / "verdict.json").write_text(
+            json.dumps({"verdict": "reject", "arms": arms}), encoding="utf-8"
+        )
+        own = {"arm": "synthetic_pool", "baseline": "pool_labels", "low": points - 1.96, "high": points + 1.96}
+        (tmp_path / f"split-{seed}" / "gain" / "gain.json").write_text(json.dumps({"intervals": [own]}), encoding="utf-8")
+    found = figures_of("splits.py", tmp_path / "splits.json", "--sum", str(tmp_path), "--overlap", "0.5")
+    pair = found["pairs"]["synthetic_pool - pool_labels"]
+    half = 4.302653 * (1 / 3 + 0.5) ** 0.5  # a variance of 1 over splits, and one of 1 over images of which half are shared
+    assert (pair["low_shared"], pair["high_shared"]) == (pytest.approx(2 - half, abs=1e-4), pytest.approx(2 + half, abs=1e-4))
+    assert "low_shared" not in found["pairs"]["oracle - real_aug"]
+    assert "| synthetic_pool - pool_labels | 3 | +2.00 (-0.48 to +4.48) | +2.00 | -1.93 to +5.93 |" in found["said"]
+    assert "| oracle - real_aug | 3 | +10.00 (+10.00 to +10.00) | | |" in found["said"]
+
+
 def test_a_split_that_is_asked_for_and_not_finished_is_named(three_splits):
     command = [sys.executable, str(ROOT / "scripts" / "bench" / "splits.py"), "--sum", str(three_splits), "--splits", "10"]
     done = subprocess.run(
