@@ -298,7 +298,7 @@ def arm_needs(name: str) -> str:
         return ""
     recipe = arms.RECIPES[arm.recipe]
     if recipe.start == "transfer":
-        return "gain.transfer=FOLDER"
+        return "gain.transfer=FOLDER" + ", unlabelled images" * bool(recipe.unlabelled)
     if recipe.kind == "features":
         return "the gate's networks"
     if recipe.unlabelled:

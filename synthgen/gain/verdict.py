@@ -323,17 +323,19 @@ def _teacher(found: Found) -> Control:
 
 def _near_duplicates(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     question = "Does the test set hold near duplicates of training images?"
-    near = found.test.doubled
+    near, data = found.test.doubled, found.setting.data
+    outside = data.elsewhere or not data.made_in_s  # a checkpoint, or somebody else's images
+    unknown = "; all that their generator was trained on isn't known here" if outside else ""
     if not near.any():
         seen = "the real images that arms may see, or the samples that the gate kept"
-        return Control(question, f"no test image has a near duplicate among {seen}", False)
+        return Control(question, f"no test image has a near duplicate among {seen}{unknown}", False)
     if near.all():
         return Control(question, "every test image has one: the test set says nothing about unseen images", True)
     without = [i for pair in decisive if (i := found.interval_on(~near, *pair)) is not None]
     if not without:
         return Control(question, f"{int(near.sum())} have one, and the others are of a single group: they say nothing", True)
     given = len(found.test.given_away)
-    of_samples = f", {given} among the synthetic images, whose generator may have seen them" if given else ""
+    of_samples = f", {given} among the synthetic images{', whose generator may have seen them' * outside}" if given else ""
     answer = f"{int(near.sum())} have one{of_samples}; without them {'; '.join(map(_said, without))}"
     return Control(question, answer, any(i.low <= 0 for i in without))
 

@@ -130,7 +130,7 @@ def test_samples_that_are_test_images_are_told(run, split, monkeypatch):
     def told(report: GainReport) -> Any:
         return next(control for control in report.controls if "near duplicates of training images" in control.question)
 
-    assert "no test image has a near duplicate" in told(run.study("gain.curve=false")).answer
+    assert told(run.study("gain.curve=false")).answer.startswith("no test image has a near duplicate")
     monkeypatch.setattr(Judged, "kept", kept)
     report = run.study("gain.curve=false", candidates="two", restart=True)
     assert re.search(

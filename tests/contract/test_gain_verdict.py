@@ -440,7 +440,13 @@ def test_samples_that_show_the_test_images_bring_no_gain(setting):
     assert report.verdict == "insufficient evidence"
     control = question(report, "near duplicates of training images")
     assert control.alarm
-    assert control.answer.startswith("300 have one, 300 among the synthetic images, whose generator may have seen them; without")
+    assert control.answer.startswith("300 have one, 300 among the synthetic images; without them ")
+    for outside in ({"elsewhere": True}, {"made_in_s": 0.0}):
+        foreign = replace(setting, data=replace(setting.data, **outside))
+        answer = question(assess(study, found, test, foreign), "near duplicates").answer
+        assert answer.startswith("300 have one, 300 among the synthetic images, whose generator may have seen them; without")
+        nobody = question(assess(study, found, Locked(test.images), foreign), "near duplicates").answer
+        assert nobody.endswith("the samples that the gate kept; all that their generator was trained on isn't known here")
 
 
 UNLIKE = {
