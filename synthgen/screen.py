@@ -298,11 +298,12 @@ def arm_needs(name: str) -> str:
         return ""
     recipe = arms.RECIPES[arm.recipe]
     if recipe.start == "transfer":
-        return "gain.transfer=FOLDER" + ", unlabelled images" * bool(recipe.unlabelled)
+        more = {"": "", "pool": ", pool.train=true"}.get(recipe.unlabelled, ", unlabelled images")
+        return f"gain.transfer=FOLDER{more}"
     if recipe.kind == "features":
         return "the gate's networks"
     if recipe.unlabelled:
-        return "unlabelled images"
+        return "split.pool, pool.train=true" if recipe.unlabelled == "pool" else "unlabelled images"
     if recipe.times is not None:
         return f"{recipe.times:g} kept a train image"
     return "samples that are copies" if recipe.synthetic == "with copies" else ""

@@ -55,6 +55,8 @@ PAIRS = (
     ("synthetic_gated", "real_aug"),
     ("synthetic_gated", "synthetic_ungated"),
     ("synthetic_pool", "pool_labels"),
+    ("synthetic_pool", "transfer_pool"),
+    ("transfer_pool", "pool_labels"),
     ("synthetic_fixmatch", "fixmatch"),
     ("synthetic_partner", "transfer"),
     ("synthetic_committee", "real_committee"),

@@ -227,8 +227,9 @@ def _learning_curve(
         for (size, source, _), found in zip(study.curve, right, strict=True)
     ]
     singles = [arm for arm in study.votes if arm_of(arm).synthetic and arm_of(arm).role in SINGLE]
-    size = size_of(recipe_of(study.curve_recipe))
-    singles = [arm for arm in singles if plain(own := recipe_of(study.recipes[arm])) and size_of(own) == size]
+    width = setting.classifier.width
+    size = size_of(recipe_of(study.curve_recipe), width)
+    singles = [arm for arm in singles if plain(own := recipe_of(study.recipes[arm])) and size_of(own, width) == size]
     num_train, following = len(setting.data.train), setting.gain.next_images
     arms = {arm: correct[arm].mean(1) for arm in singles}
     curve = learning_curve(

@@ -30,7 +30,8 @@ class StudyData:
         truth: labels of reference and pool in a simulation, -1 where they aren't known either; None without one.
         groups: key of a labelled real image -> its group (patient, recording); empty where images carry none.
         features: the gate's extractor, images -> (n, d); None where there is none.
-        elsewhere: whether the generator started from weights that these images didn't make.
+        elsewhere: whether the generator started from trained weights.
+        unknown_start: whether nobody here knows what those were trained on: not a checkpoint of ours, which says so.
         pretrained: weights of `ClassifierNetwork` that the transfer arm starts from (some of them), or None.
         pretrained_note: what was taken up of it, and what wasn't.
         transformer: a pre-trained one that the transfer arm fine-tunes instead, or None.
@@ -51,6 +52,7 @@ class StudyData:
     others: Mapping[str, Batch] = field(default_factory=dict)
     pool_labels: Batch | None = None
     elsewhere: bool = False
+    unknown_start: bool = False
     truth: np.ndarray | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
     features: Callable[[np.ndarray], np.ndarray] | None = None

@@ -14,7 +14,6 @@ from synthgen.types import ClassGain, Control, Interval, Verdict
 if TYPE_CHECKING:
     from synthgen.gain.arms import Recipe
     from synthgen.gain.assess import Found
-    from synthgen.gain.data import StudyData
 
 
 def decide(
@@ -93,23 +92,27 @@ def without(
     if decision == "use" and not any(recipe.kind == "network" and recipe.policy for recipe in real):
         unknown.append("no real-only network was trained on augmented images; add real_aug to gain.arms")
     if decision == "use":
-        unknown += _unlike(found.setting.data, real)
-        if _near_duplicates(found, decisive).alarm:
-            unknown.append(
-                "it doesn't hold on the test images that have no near duplicate among those trained on, real or synthetic"
-            )
+        unknown += _unlike(found, [recipe for recipe in real if recipe.kind == "network"])
+        near = _near_duplicates(found, decisive)
+        if near.alarm:
+            unknown.append(f"it isn't shown on test images without a near duplicate among those trained on: {near.answer}")
     return "insufficient evidence" if unknown and decision == "use" else decision, (*reasons, *unknown)
 
 
-def _unlike(data: StudyData, real: Sequence[Recipe]) -> list[str]:
+def _unlike(found: Found, real: Sequence[Recipe]) -> list[str]:
     """What the generator knew and no real-only network did, in words; at most one entry."""
+    study, data = found.study, found.setting.data
     pooled, started = data.pool_labels is not None, data.elsewhere
     if any((own.unlabelled == "pool" or not pooled) and (own.start == "transfer" or not started) for own in real):
         return []
     arm = {(True, False): "pool_labels", (False, True): "transfer", (True, True): "transfer_pool"}[pooled, started]
     had = " and ".join(["the labels of a pool"] * pooled + ["weights from elsewhere"] * started)
-    folder = ", and gain.transfer" if started and data.pretrained is None and data.transformer is None else ""
-    return [f"the generator had {had}, and no real-only network did: add {arm} to gain.arms{folder}"]
+    what = f"add {arm} to gain.arms"
+    if arm in study.skipped:
+        what = f"{arm}: {study.skipped[arm]}"
+    elif started and data.pretrained is None and data.transformer is None:
+        what += ", and give gain.transfer"
+    return [f"the generator had {had}, and no real-only network did: {what}"]
 
 
 def losers(classes: Sequence[ClassGain], decision: Verdict) -> tuple[str, ...]:
@@ -324,7 +327,7 @@ def _teacher(found: Found) -> Control:
 def _near_duplicates(found: Found, decisive: Sequence[tuple[str, str]]) -> Control:
     question = "Does the test set hold near duplicates of training images?"
     near, data = found.test.doubled, found.setting.data
-    outside = data.elsewhere or not data.made_in_s  # a checkpoint, or somebody else's images
+    outside = data.unknown_start or not data.made_in_s  # a checkpoint or images of somebody else
     unknown = "; all that their generator was trained on isn't known here" if outside else ""
     if not near.any():
         seen = "the real images that arms may see, or the samples that the gate kept"

@@ -18,7 +18,7 @@ from synthgen.gain import assess, cells, study
 from synthgen.gain.cells import Cell, Network, Setting, Trained
 from synthgen.gain.data import StudyData
 from synthgen.gain.scores import score
-from synthgen.jobs import pools, transfer
+from synthgen.jobs import pools, pretrained, transfer
 from synthgen.jobs.candidates import candidates_digest, load_candidates
 from synthgen.jobs.finished import ASSESSED, Finished, open_test, told
 from synthgen.jobs.gates import Judging, check_judged, load_gate
@@ -144,6 +144,7 @@ def _with_the_rest(contest: Contest, data: StudyData) -> StudyData:
     grouped = {key: group for role, batch in labelled.items() for key, group in zip(batch.keys, split.groups(role), strict=True)}
     judging = Judging(order, split, contest.networks) if contest.networks is not None else None
     start = transfer.read(Path(config.gain.transfer), order, split) if config.gain.transfer else None
+    start_of: str | None = getattr(getattr(config.generators, contest.chosen.name, None), "init_from", None)
     return replace(
         data,
         reference=reference,
@@ -151,7 +152,8 @@ def _with_the_rest(contest: Contest, data: StudyData) -> StudyData:
         with_copies=contest.chosen.kept(order, split, frozenset(COPIES))[0],
         others={other.name: other.kept(order, split)[0] for other in contest.others},
         pool_labels=raw.read(pools.folder_of(split) / pools.LABELS, split.spec) if config.pool.train else None,
-        elsewhere=bool(getattr(getattr(config.generators, contest.chosen.name, None), "init_from", None)),
+        elsewhere=start_of is not None,
+        unknown_start=start_of is not None and pretrained.find(Path(start_of)).is_dir(),
         truth=truth,
         groups={key: group for key, group in grouped.items() if group is not None},
         features=transfer.embedding(judging.extractor, order, split) if judging is not None else None,
@@ -337,7 +339,8 @@ def gain(order: Order, contest: Contest, out: Path, pool: Pool) -> GainReport:
     config, split = order.config, contest.split
     arms = gain_arms.check_arms(config.gain.arms, config.gain.study, [other.name for other in contest.others])
     settings, inputs = {**order.section("classifier", "augment", "gain"), "device": order.device}, contest.inputs
-    told_anew = storage.finished_but_for(out, settings, inputs, [f"gain.{name}" for name in ASSESSED])
+    settings["near_duplicate"] = config.audit.near_duplicate
+    told_anew = storage.finished_but_for(out, settings, inputs, ["near_duplicate", *(f"gain.{name}" for name in ASSESSED)])
     anew = order.restart or told_anew
     with replace(order, restart=anew).stage(out, "gain", settings, inputs) as work:
         if not work.done:

@@ -48,7 +48,8 @@ class GainRow:
         networks: how many networks vote.
         val: on val; None where val was trained on.
         test: on the locked test split.
-        clean: accuracy on the test images without a near duplicate among the real images of any arm, None if there are none.
+        clean: accuracy on the test images without a near duplicate among the real images of any arm, or the samples that the
+            gate kept, None if there are none.
         seconds: wall time of its training.
         device_seconds: seconds of a GPU within them, 0 on the CPU.
     """

@@ -18,7 +18,7 @@ from synthgen.gain.assess import TestSet as Locked
 from synthgen.gain.assess import assess, decisive_pairs
 from synthgen.gain.cells import Cell, Network, Setting, Trained, times_of
 from synthgen.gain.data import why_not
-from synthgen.gain.study import Study, conduct, mean_vote
+from synthgen.gain.study import Study, conduct, mean_vote, size_of
 from synthgen.gain.verdict import decide, losers
 from synthgen.types import UNLABELLED, Batch, ClassGain, DatasetSpec, GainReport, Interval
 from tests.conftest import blank_images as images
@@ -413,7 +413,7 @@ def test_a_gain_that_near_duplicates_make_is_an_alarm(setting):
             found[cell][:, :300] = predicted(np.ones(300, bool), test.images.labels[:300])
     report = assess(study, found, test, setting)
     assert report.verdict == "insufficient evidence"
-    assert "it doesn't hold on the test images that have no near duplicate" in report.reasons[-1]
+    assert "it isn't shown on test images without a near duplicate among those trained on: 300 have one; " in report.reasons[-1]
     assert assess(study, found, replace(test, near=frozenset()), setting).verdict == "use", "a gain, if nobody looks"
     control = question(report, "near duplicates of training images")
     assert control.alarm
@@ -441,7 +441,7 @@ def test_samples_that_show_the_test_images_bring_no_gain(setting):
     control = question(report, "near duplicates of training images")
     assert control.alarm
     assert control.answer.startswith("300 have one, 300 among the synthetic images; without them ")
-    for outside in ({"elsewhere": True}, {"made_in_s": 0.0}):
+    for outside in ({"unknown_start": True}, {"made_in_s": 0.0}):
         foreign = replace(setting, data=replace(setting.data, **outside))
         answer = question(assess(study, found, test, foreign), "near duplicates").answer
         assert answer.startswith("300 have one, 300 among the synthetic images, whose generator may have seen them; without")
@@ -466,7 +466,7 @@ def test_use_needs_a_rival_that_had_what_the_generator_had(setting, toy_spec, ar
     assert report.verdict == "insufficient evidence"
     assert re.search(said, report.reasons[-1]), report.reasons
     assert reported(informed, WHOLE, synthetic=0.4).verdict == "reject"
-    for other in UNLIKE:
+    for other in (*UNLIKE, "transfer_probe"):  # which is no network
         why = why_not(other, informed.data)
         if not why:
             enough = other == arm or other == "transfer_pool"
@@ -600,6 +600,9 @@ def test_longer_training_is_a_rival_with_all_that_follows(setting):
     assert report.curve is not None
     assert {each.arm for each in report.curve.exchange} == {"synthetic_gated"}, (
         "what longer training brings isn't the samples' worth"
+    usual = size_of(recipe_of("synthetic_gated"), 16)
+    assert size_of(recipe_of("real_searched[depth=1,width=16]"), 16) == usual, "though it names what it is"
+    assert size_of(recipe_of("real_searched[depth=2,width=16]"), 16) != usual
     )
 
 

@@ -77,30 +77,23 @@ def test_images_of_no_group_are_independent_to_the_bit(seeds, images):
     assert class_gains(masks, {}, new, old, alone) == class_gains(masks, {}, new, old)
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """Without the two images that are added: the textbook's interval."""
-    monkeypatch.setattr("synthgen.gain.stats.ADDED", 0.0)
-
-
-@pytest.mark.usefixtures("bare")
 def test_groups_of_one_size_are_images_of_their_means():
     """So the interval is that of a table of group means, and the bootstrap too, to its random numbers (which are the same)."""
     one, other = grouped(np.random.default_rng(0), np.full(20, 6), 0.5)
-    found = paired_interval("a", "b", one, other, np.repeat(np.arange(20), 6))
+    found = paired_interval("a", "b", one, other, np.repeat(np.arange(20), 6), added=0.0)
     sums = (one - other).reshape(10, 20, 6).sum(2)
-    expected = paired_interval("a", "b", sums, np.zeros((10, 20)))
+    expected = paired_interval("a", "b", sums, np.zeros((10, 20)), added=0.0)
     for name in ("difference", "low", "high", "boot_low", "boot_high"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name) / 6), name
     assert (found.p, found.effect_size) == pytest.approx((expected.p, expected.effect_size))
     assert found.seeds_needed == expected.seeds_needed
 
 
-@pytest.mark.usefixtures("bare")
 def test_without_seed_variance_it_is_the_cluster_robust_interval():
     """Of groups of one size: Student's t over their means (Cameron & Miller 2015, section II)."""
     by_group = np.random.default_rng(0).integers(0, 2, 25).astype(np.float64)
-    found = paired_interval("new", "old", np.tile(np.repeat(by_group, 8), (4, 1)), np.zeros((4, 200)), np.arange(200) // 8)
+    new, old = np.tile(np.repeat(by_group, 8), (4, 1)), np.zeros((4, 200))
+    found = paired_interval("new", "old", new, old, np.arange(200) // 8, added=0.0)
     expected = distributions.ttest_1samp(100 * by_group, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
@@ -159,7 +152,7 @@ def test_a_classifier_without_luck_still_has_an_interval():
     right = np.zeros((10, 898))
     right[:, :788] = 1
     mean, low, high = accuracy_interval(right)
-    half = distributions.t.ppf(0.975, 897) * math.sqrt((mean * (1 - mean) + 2 / 898) / 897)
+    half = distributions.t.ppf(0.975, 897) * math.sqrt((mean * (1 - mean) + 1 / 898) / 897)
     assert (mean, low, high) == pytest.approx((788 / 898, mean - half, mean + half))
     assert (round(low, 3), round(high, 3)) == (0.856, 0.899)
     wide = accuracy_interval(right, np.arange(898) // 30)

@@ -91,17 +91,10 @@ def test_more_seeds_cannot_replace_test_images():
     assert np.mean(over_seeds_alone) < 0.8, "the scenario tells the two apart"
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """Without the two images that are added: the textbook's interval."""
-    monkeypatch.setattr("synthgen.gain.stats.ADDED", 0.0)
-
-
-@pytest.mark.usefixtures("bare")
 def test_without_image_variance_it_is_students_interval_over_seeds():
     by_seed = np.array([0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
     new, old = np.repeat(by_seed[:, None], 40, axis=1), np.zeros((7, 40))
-    found = paired_interval("new", "old", new, old)
+    found = paired_interval("new", "old", new, old, added=0.0)
     expected = distributions.ttest_1samp(100 * by_seed, 0).confidence_interval()  # up to 117: not of a share
     assert (found.low, found.high) == pytest.approx((expected.low, 100))
     assert found.p == pytest.approx(distributions.ttest_1samp(100 * by_seed, 0).pvalue)
@@ -110,10 +103,9 @@ def test_without_image_variance_it_is_students_interval_over_seeds():
     assert (found.arm, found.baseline, found.seeds) == ("new", "old", 7)
 
 
-@pytest.mark.usefixtures("bare")
 def test_without_seed_variance_it_is_students_interval_over_images():
     by_image = np.random.default_rng(0).integers(0, 2, 300).astype(np.float64)
-    found = paired_interval("new", "old", np.tile(by_image, (4, 1)), np.zeros((4, 300)))
+    found = paired_interval("new", "old", np.tile(by_image, (4, 1)), np.zeros((4, 300)), added=0.0)
     expected = distributions.ttest_1samp(100 * by_image, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
@@ -147,6 +139,8 @@ def test_arms_that_agree_on_every_image_may_differ_on_others(images):
     assert (always.low, always.high) == pytest.approx((100 - half, 100))
     assert (always.boot_low, always.effect_size) == (100, None)
     assert always.p < 0.001
+    bare = paired_interval("new", "old", same, same, added=0.0)
+    assert (bare.low, bare.high, bare.p) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("images", [60, 100, 134, 300])
@@ -274,7 +268,7 @@ def test_a_class_that_loses_is_found_and_its_neighbours_are_not():
     assert [g.num_test for g in found] == [100] * 6 + [300] * 2
     assert found[2].baseline == pytest.approx(old[:, labels == 2].mean())
     assert found[2].difference == pytest.approx(100 * (found[2].arm - found[2].baseline))
-    alone = paired_interval("new", "old", new[:, labels == 2], old[:, labels == 2])
+    alone = paired_interval("new", "old", new[:, labels == 2], old[:, labels == 2], added=0.0)
     assert (found[2].low, found[2].high) == pytest.approx((alone.low, alone.high))
     assert found[4].low > 0, "a gain is no harm"
 
