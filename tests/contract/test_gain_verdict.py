@@ -600,10 +600,10 @@ def test_longer_training_is_a_rival_with_all_that_follows(setting):
     assert report.curve is not None
     assert {each.arm for each in report.curve.exchange} == {"synthetic_gated"}, (
         "what longer training brings isn't the samples' worth"
+    )
     usual = size_of(recipe_of("synthetic_gated"), 16)
     assert size_of(recipe_of("real_searched[depth=1,width=16]"), 16) == usual, "though it names what it is"
     assert size_of(recipe_of("real_searched[depth=2,width=16]"), 16) != usual
-    )
 
 
 def test_longer_training_that_is_the_same_is_left_out(setting):
