@@ -39,7 +39,8 @@ class Diverging(Fake):
 
 @pytest.fixture
 def setting(toy_spec: DatasetSpec) -> Setting:
-    return Setting(blank_study(toy_spec, 60), ClassifierConfig(), AugmentConfig(), CONFIG, "cpu")
+    data = replace(blank_study(toy_spec, 60), pool_labels=None)  # else "use" needs an arm that has them
+    return Setting(data, ClassifierConfig(), AugmentConfig(), CONFIG, "cpu")
 
 
 def studied(setting: Setting, arms: Sequence[str], *bad: str | tuple[str, str], **right: int) -> Study:

@@ -339,16 +339,26 @@ def test_the_partner_is_the_strongest_real_only_recipe_with_the_gated_images(set
 
 @pytest.mark.parametrize(
     ("best", "known"),
-    [("real_aug", "synthetic_gated"), ("real_mixup", "synthetic_mixup"), ("real_distilled", "synthetic_soft")],
+    [("real_aug", "synthetic_gated"), ("real_mixup", "synthetic_mixup")],
 )
 def test_a_partner_that_is_an_arm_already_is_not_trained_again(setting, best, known):
-    arms = ("real_aug", "real_mixup", "real_distilled", known, "synthetic_partner")
+    arms = ("real_aug", "real_mixup", known, "synthetic_partner")
     fake = Fake(by_recipe(**{best: 50}))
     untuned = replace(setting, gain=setting.gain.model_copy(update={"tune_seeds": 0}))
     study = done(arms, untuned, fake)
     assert study.skipped["synthetic_partner"] == f"it is {known}"
     assert not any("+synthetic" in cell.recipe for cell in fake.every)
     assert study.single_synthetic == known
+
+
+def test_the_partner_of_a_distilled_one_has_soft_labels_on_both(setting):
+    """`synthetic_soft` leaves the real images theirs: another recipe."""
+    study = done(
+        ("real_aug", "real_distilled", "synthetic_soft", "synthetic_partner"), setting, Fake(by_recipe(real_distilled=50))
+    )
+    partner = recipe_of(study.recipes["synthetic_partner"])
+    assert (partner.soft, partner.distilled, partner.synthetic) == (True, True, "gated")
+    assert not RECIPES["synthetic_soft"].distilled
 
 
 def test_a_partner_that_would_be_an_arm_which_is_not_run_is_trained(setting):
