@@ -18,11 +18,11 @@ from synthgen.gain import assess, cells, study
 from synthgen.gain.cells import Cell, Network, Setting, Trained
 from synthgen.gain.data import StudyData
 from synthgen.gain.scores import score
-from synthgen.jobs import pools, pretrained, transfer
+from synthgen.jobs import pools, transfer
 from synthgen.jobs.candidates import candidates_digest, load_candidates
 from synthgen.jobs.finished import ASSESSED, Finished, open_test, told
 from synthgen.jobs.gates import Judging, check_judged, load_gate
-from synthgen.jobs.order import Order
+from synthgen.jobs.order import CHECKPOINT, Order
 from synthgen.jobs.real import Split
 from synthgen.metrics import extractors
 from synthgen.shards import raw
@@ -153,7 +153,7 @@ def _with_the_rest(contest: Contest, data: StudyData) -> StudyData:
         others={other.name: other.kept(order, split)[0] for other in contest.others},
         pool_labels=raw.read(pools.folder_of(split) / pools.LABELS, split.spec) if config.pool.train else None,
         elsewhere=start_of is not None,
-        unknown_start=start_of is not None and pretrained.find(Path(start_of)).is_dir(),
+        unknown_start=start_of is not None and Path(start_of).is_dir() and not (Path(start_of) / CHECKPOINT).is_file(),
         truth=truth,
         groups={key: group for key, group in grouped.items() if group is not None},
         features=transfer.embedding(judging.extractor, order, split) if judging is not None else None,

@@ -199,6 +199,18 @@ def test_more_arms_after_the_opening_are_an_alarm(finished):
 # What the arms are given
 
 
+def test_where_the_generator_started_is_known_to_the_arms(run, split, tmp_path):
+    (tmp_path / "diffusers").mkdir()
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "generator.safetensors").write_bytes(b"")
+    expected = {"null": (False, False), "diffusers": (True, True), "ours": (True, False), "gone.safetensors": (True, False)}
+    for name, known in expected.items():
+        order = jobs.Order(config(f"generators.vae.init_from={name if name == 'null' else tmp_path / name}"))
+        contest = Contest.of(order, split, Judged("vae", run.out / "candidates", run.out / "gate", ("one", name)))
+        data = gains._setting.__wrapped__(contest).data
+        assert (data.elsewhere, data.unknown_start) == known, name
+
+
 def test_the_groups_of_labelled_images_are_known_to_the_arms(run, split, monkeypatch):
     def groups(self: Split, role: str) -> tuple[str | None, ...]:
         return tuple(f"{role} {place}" if place < 2 else None for place in range(len(self.on_disk(role))))
