@@ -365,7 +365,7 @@ def class_gains(
         if num_clusters(within, num_test) > 1:
             members = members_of(within, num_test)
             test = _t_test(own, members, added=0.0)
-            low, high = max(-100.0, test.low), min(100.0, test.high)
+            low, high = test.low, test.high
             differing = int((cluster_sums((own != 0).any(0).astype(np.float64), members) > 0).sum())
             tested.append((len(found), max(test.p, min(1.0, 2.0 ** (1 - differing)))))
         recalls = float(baseline_correct[:, mask].mean()), float(arm_correct[:, mask].mean())
